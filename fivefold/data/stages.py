@@ -1,0 +1,132 @@
+"""The three stages of data: `corpus` (documents), `tokenizer`, `tokens` (token files and packs).
+
+    corpus     train.jsonl.zst, heldout.jsonl.zst, sources.json, drops.json
+    tokenizer  tokenizer.json and its companions, for transformers as for us
+    tokens     tokens.json; per split and source NAME.bin/.idx/.json and NAME.CONTEXT.npz
+
+Each writes page blocks for the report. All of it is deterministic and independent of the run's
+seed: two runs over the same archives train on the same rows.
+"""
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+
+from fivefold.data.config import CorpusConfig, TokenizerTrainingConfig, TokensConfig
+from fivefold.stage import Stage, StageContext, write_json
+
+logger = logging.getLogger(__name__)
+
+
+class CorpusStage(Stage):
+    """Downloads and reads the sources, filters, de-duplicates and splits their documents."""
+
+    what = "collects documents"
+    config: CorpusConfig
+
+    def execute(self, inputs: Mapping[str, Path], out: Path, context: StageContext) -> None:
+        """Write the two document files, their accounts and the page."""
+        from fivefold.data.command import get_data
+        from fivefold.data.page import corpus_page
+        from fivefold.data.pipeline import build_corpus
+
+        acquired = get_data(self.config, logger.debug, context.track)
+        with context.track("read and split", len(acquired.inputs), "sources") as task:
+            corpus = build_corpus(
+                acquired.inputs, self.config, out, lambda name: task.advance(source=name)
+            )
+        archives = {archive.source: archive for archive in acquired.archives}
+        write_json(
+            out / "sources.json",
+            {
+                "profile": acquired.profile,
+                "sources": [
+                    {
+                        "name": entry.source.name,
+                        "what": entry.source.what,
+                        "licence": entry.source.licence,
+                        "lang": entry.source.lang,
+                        "archive": entry.path.name,
+                        "sha256": getattr(archives.get(entry.source.name), "sha256", None),
+                        "documents": corpus.ledger.kept[entry.source.name],
+                        "bytes": corpus.ledger.kept_bytes[entry.source.name],
+                        "heldout_bytes": corpus.heldout_bytes.get(entry.source.name, 0),
+                    }
+                    for entry in acquired.inputs
+                ],
+            },
+        )
+        write_json(out / "drops.json", corpus.ledger.to_json())
+        corpus_page(out / "page", acquired.inputs, corpus)
+        documents, size = sum(corpus.ledger.kept.values()), sum(corpus.ledger.kept_bytes.values())
+        logger.info(
+            "%s documents, %.1f MB of text from %d sources (profile %s)",
+            f"{documents:,}",
+            size / 1e6,
+            len(acquired.inputs),
+            acquired.profile,
+        )
+        context.metrics.write(0, {"data/documents": documents, "data/text_bytes": size})
+
+
+class TokenizerStage(Stage):
+    """Trains the tokenizer on a sample of the training documents; needs `corpus`."""
+
+    what = "trains the tokenizer"
+    config: TokenizerTrainingConfig
+
+    def execute(self, inputs: Mapping[str, Path], out: Path, context: StageContext) -> None:
+        """Write the tokenizer's directory and the page."""
+        from fivefold.data.page import tokenizer_page
+        from fivefold.data.tokenizer_sample import sample_texts
+        from fivefold.text.bpe import train_tokenizer
+        from fivefold.text.tokenizer import Tokenizer
+
+        texts = sample_texts(
+            inputs["corpus"] / "train.jsonl.zst",
+            self.config.tokenizer.max_train_bytes,
+            self.config.source_exponent,
+        )
+        tokenizer = Tokenizer(train_tokenizer(texts, self.config.tokenizer))
+        tokenizer.save_pretrained(out)
+        bytes_per_token = tokenizer_page(out / "page", inputs["corpus"], tokenizer)
+        logger.info(
+            "%s ids, %.2f bytes a token on held-out text",
+            f"{tokenizer.vocab_size:,}",
+            bytes_per_token,
+        )
+        context.metrics.write(0, {"data/heldout_bytes_per_token": bytes_per_token})
+
+
+class TokensStage(Stage):
+    """Tokenises and packs both splits; needs `corpus` and `tokenizer`."""
+
+    what = "tokenises and packs"
+    config: TokensConfig
+
+    def execute(self, inputs: Mapping[str, Path], out: Path, context: StageContext) -> None:
+        """Write token files, packs, `tokens.json`, the page and the data's own metrics."""
+        from fivefold.data.page import tokens_page
+        from fivefold.data.tokenise import gzip_bits_per_byte, tokenise_corpus
+        from fivefold.text.tokenizer import load_tokenizer
+
+        tokenizer = load_tokenizer(inputs["tokenizer"])
+        summary = tokenise_corpus(inputs["corpus"], out, tokenizer, self.config, context.track)
+        gzip_bits, heldout_bytes = gzip_bits_per_byte(inputs["corpus"] / "heldout.jsonl.zst")
+        tokens_page(out / "page", summary, gzip_bits)
+        context.metrics.write(
+            0,
+            {
+                "data/train_tokens": summary.tokens("train"),
+                "data/train_documents": summary.documents("train"),
+                "data/heldout_tokens": summary.tokens("heldout"),
+                "data/heldout_bytes": heldout_bytes,
+                "data/heldout_gzip_bits_per_byte": gzip_bits,
+            },
+        )
+        logger.info(
+            "%s training tokens, %s held-out tokens (gzip -9: %.3f bits a byte)",
+            f"{summary.tokens('train'):,}",
+            f"{summary.tokens('heldout'):,}",
+            gzip_bits,
+        )

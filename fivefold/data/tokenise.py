@@ -1,0 +1,161 @@
+"""Documents to token files and packs, a source and a batch at a time.
+
+A batch is encoded on the tokenizer library's own threads and written in order. The summary goes
+into `tokens.json`, from which loaders open everything. The gzip number stands here because it
+measures the same held-out bytes: a language model has to beat what a 1992 compressor finds.
+"""
+
+import zlib
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from itertools import groupby
+from pathlib import Path
+
+import numpy as np
+
+from fivefold.data.config import TokensConfig
+from fivefold.data.document import Document, read_documents
+from fivefold.data.packing import pack_documents, save_pack
+from fivefold.data.token_file import TokenManifest, open_token_file, write_token_file
+from fivefold.errors import CorruptFileError
+from fivefold.stage import ProgressTask, Track, remove, write_json
+from fivefold.text.tokenizer import Tokenizer
+
+_BATCH_CHARACTERS = 1_000_000
+SPLITS = ("train", "heldout")
+
+
+@dataclass(frozen=True)
+class PackFacts:
+    """One pack, for the page."""
+
+    split: str
+    source: str
+    context_tokens: int
+    rows: int
+    utilisation: float
+
+
+@dataclass(frozen=True)
+class TokensSummary:
+    """What a tokens directory holds."""
+
+    manifests: dict[str, list[TokenManifest]]
+    """By split."""
+    packs: list[PackFacts]
+
+    def tokens(self, split: str) -> int:
+        """Tokens of a split."""
+        return sum(manifest.tokens for manifest in self.manifests[split])
+
+    def documents(self, split: str) -> int:
+        """Documents of a split."""
+        return sum(manifest.documents for manifest in self.manifests[split])
+
+
+def tokenise_corpus(
+    corpus: Path, out: Path, tokenizer: Tokenizer, config: TokensConfig, track: Track
+) -> TokensSummary:
+    """Tokenise both splits of `corpus` into `out`, pack every context, write `tokens.json`.
+
+    Raises:
+        CorruptFileError: a document file is damaged.
+        StorageError: the disk is full.
+    """
+    manifests: dict[str, list[TokenManifest]] = {}
+    packs: list[PackFacts] = []
+    for split in SPLITS:
+        remove(out / split)
+        path = corpus / f"{split}.jsonl.zst"
+        with track(f"tokenise {split}", _count_documents(path), "documents") as task:
+            manifests[split] = _tokenise_split(path, out / split, tokenizer, task)
+        for manifest in manifests[split]:
+            packs += _pack_source(out / split, manifest, split, config)
+    summary = TokensSummary(manifests, packs)
+    write_json(
+        out / "tokens.json",
+        {
+            "sources": {split: [m.source for m in manifests[split]] for split in SPLITS},
+            "tokens": {split: summary.tokens(split) for split in SPLITS},
+            "contexts": list(config.contexts),
+            "pack": config.pack,
+            "mixture": config.mixture.model_dump(mode="json"),
+            "tokenizer_hash": tokenizer.content_hash,
+            "vocab_size": tokenizer.vocab_size,
+            "pad_id": tokenizer.pad_id,
+            "packs": [asdict(pack) for pack in packs],
+        },
+    )
+    return summary
+
+
+def _count_documents(path: Path) -> int:
+    return sum(1 for _ in read_documents(path))
+
+
+def _tokenise_split(
+    path: Path, out: Path, tokenizer: Tokenizer, task: ProgressTask
+) -> list[TokenManifest]:
+    """Write a token file for each source; a document file holds its sources one after the other."""
+    manifests: list[TokenManifest] = []
+    for source, documents in groupby(read_documents(path), key=lambda document: document.source):
+        if any(manifest.source == source for manifest in manifests):
+            raise CorruptFileError(
+                expected=f"the documents of each source together in `{path}`",
+                found=f"source `{source}` in two places",
+                fix="Make the corpus again: run the recipe with `--fresh`",
+            )
+        manifests.append(
+            write_token_file(
+                out / source,
+                _framed(documents, tokenizer, task),
+                vocab_size=tokenizer.vocab_size,
+                tokenizer_hash=tokenizer.content_hash,
+                source=source,
+            )
+        )
+    return sorted(manifests, key=lambda manifest: manifest.source)
+
+
+def _framed(
+    documents: Iterator[Document], tokenizer: Tokenizer, task: ProgressTask
+) -> Iterator[list[int]]:
+    for texts in _batches(documents):
+        for ids in tokenizer.encode_batch(texts):
+            yield tokenizer.frame_document(ids)
+        task.advance(len(texts))
+
+
+def _batches(documents: Iterator[Document]) -> Iterator[list[str]]:
+    batch: list[str] = []
+    characters = 0
+    for document in documents:
+        batch.append(document.text)
+        characters += len(document.text)
+        if characters >= _BATCH_CHARACTERS:
+            yield batch
+            batch, characters = [], 0
+    if batch:
+        yield batch
+
+
+def _pack_source(
+    out: Path, manifest: TokenManifest, split: str, config: TokensConfig
+) -> list[PackFacts]:
+    lengths: np.ndarray = open_token_file(out / manifest.source).lengths
+    facts = []
+    for context_tokens in config.contexts:
+        pack = pack_documents(lengths, context_tokens, config.pack)
+        save_pack(out / f"{manifest.source}.{context_tokens}.npz", pack, manifest.sha256)
+        facts.append(
+            PackFacts(split, manifest.source, context_tokens, pack.rows, round(pack.utilisation, 5))
+        )
+    return facts
+
+
+def gzip_bits_per_byte(path: Path) -> tuple[float, int]:
+    """Return bits a byte of `gzip -9` over a file's concatenated texts, and the bytes of text."""
+    text = b"".join(document.text.encode() for document in read_documents(path))
+    compressor = zlib.compressobj(9, zlib.DEFLATED, zlib.MAX_WBITS | 16)
+    compressed = len(compressor.compress(text)) + len(compressor.flush())
+    return (8 * compressed / len(text) if text else 0.0), len(text)

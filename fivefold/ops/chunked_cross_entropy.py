@@ -1,0 +1,194 @@
+"""The output head and its cross-entropy, a chunk of tokens at a time (GLM-5 report 2.4.1).
+
+The logits of 4096 tokens over GLM-5's vocabulary take 2.4 GiB in fp32, several times over in a
+plain forward and backward pass. Here [chunk, W] of them exist at a time. The trick: the loss is a
+sum over tokens, so its gradients are known up to one scalar as soon as a chunk's logits are. The
+forward pass computes them and drops the logits; the backward pass multiplies by that scalar.
+
+Rows whose label is `IGNORED` are skipped, not masked: padding, prompts and the last places of each
+multi-token-prediction depth cost nothing. Surprise: a batch of several losses on one head (the main
+one and the MTP depths) is cheapest as ONE call over the concatenated rows with per-token weights,
+because each call holds a gradient of the head's size from its forward to its backward pass.
+
+Shapes: T tokens, D width, W vocabulary, C tokens of a chunk.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+IGNORED = -100
+"""Label of a row without a target, PyTorch's own convention."""
+
+
+def reference(
+    hidden_TD: Tensor, weight_WD: Tensor, labels_T: Tensor, token_weights_T: Tensor | None = None
+) -> Tensor:
+    """Return the weighted sum of token losses in nats, from whole logits."""
+    logits_TW = (hidden_TD @ weight_WD.T).to(_exact_dtype(hidden_TD.dtype))
+    losses_T = F.cross_entropy(logits_TW, labels_T, reduction="none", ignore_index=IGNORED)
+    return losses_T.sum() if token_weights_T is None else (losses_T * token_weights_T).sum()
+
+
+def chunked_cross_entropy(
+    hidden_TD: Tensor,
+    weight_WD: Tensor,
+    labels_T: Tensor,
+    token_weights_T: Tensor | None = None,
+    *,
+    chunk_tokens: int,
+) -> Tensor:
+    """Return the weighted SUM of token losses in nats (scalar, fp32); the caller divides it.
+
+    Gradients flow to the hidden states and the head, not to the token weights. `labels_T` holds
+    int64 ids or `IGNORED`; softmax and sums run in fp32 for any input dtype (fp64 for fp64). One
+    backward pass per call: it reuses the gradients' memory.
+    """
+    return chunked_loss_and_logprobs(
+        hidden_TD, weight_WD, labels_T, token_weights_T, chunk_tokens=chunk_tokens
+    )[0]
+
+
+def chunked_loss_and_logprobs(
+    hidden_TD: Tensor,
+    weight_WD: Tensor,
+    labels_T: Tensor,
+    token_weights_T: Tensor | None = None,
+    *,
+    chunk_tokens: int,
+) -> tuple[Tensor, Tensor]:
+    """Return `chunked_cross_entropy` and each label's log-probability [T], without gradient.
+
+    Ignored rows have log-probability 0.
+    """
+    assert chunk_tokens > 0, f"chunk_tokens must be positive, not {chunk_tokens}"
+    if torch.is_grad_enabled() and (hidden_TD.requires_grad or weight_WD.requires_grad):
+        return _ChunkedCrossEntropy.apply(
+            hidden_TD, weight_WD, labels_T, token_weights_T, chunk_tokens
+        )
+    total, logprobs_T, _, _ = _sweep(
+        hidden_TD, weight_WD, labels_T, token_weights_T, chunk_tokens, (False, False)
+    )
+    return total, logprobs_T
+
+
+def token_logprobs(
+    hidden_TD: Tensor, weight_WD: Tensor, labels_T: Tensor, chunk_tokens: int
+) -> Tensor:
+    """Return the log-probability [T] in nats of each label, fp32, without gradient; ignored: 0.
+
+    A loss that is a function of log-probabilities, such as a policy gradient, needs no backward
+    pass of its own: take them here, differentiate the loss by them, and give its negative
+    derivative to `chunked_cross_entropy` as the token weights.
+    """
+    with torch.no_grad():
+        return chunked_loss_and_logprobs(hidden_TD, weight_WD, labels_T, chunk_tokens=chunk_tokens)[
+            1
+        ]
+
+
+class _ChunkedCrossEntropy(torch.autograd.Function):
+    """Loss and log-probabilities forward, stored gradients times one scalar backward."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden_TD: Tensor,
+        weight_WD: Tensor,
+        labels_T: Tensor,
+        token_weights_T: Tensor | None,
+        chunk_tokens: int,
+    ) -> tuple[Tensor, Tensor]:
+        total, logprobs_T, ctx.d_hidden_TD, ctx.d_weight_WD = _sweep(
+            hidden_TD,
+            weight_WD,
+            labels_T,
+            token_weights_T,
+            chunk_tokens,
+            ctx.needs_input_grad[:2],
+        )
+        ctx.is_spent = False
+        ctx.mark_non_differentiable(logprobs_T)
+        return total, logprobs_T
+
+    @staticmethod
+    @once_differentiable
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]  # the decorator's type
+        ctx: Any, *d_outputs: Tensor
+    ) -> tuple[Tensor | None, ...]:
+        assert not ctx.is_spent, "the backward pass of a chunked cross-entropy runs once"
+        ctx.is_spent = True
+        gradients = [ctx.d_hidden_TD, ctx.d_weight_WD]
+        ctx.d_hidden_TD = ctx.d_weight_WD = None
+        for gradient in gradients:
+            if gradient is not None:
+                gradient.mul_(d_outputs[0])
+        return (*gradients, None, None, None)
+
+
+@torch.no_grad()
+def _sweep(
+    hidden_TD: Tensor,
+    weight_WD: Tensor,
+    labels_T: Tensor,
+    token_weights_T: Tensor | None,
+    chunk_tokens: int,
+    wants_gradients: tuple[bool, bool],
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    """Return (total, logprobs_T, d_hidden_TD, d_weight_WD); gradients are None unless wanted."""
+    exact = _exact_dtype(hidden_TD.dtype)
+    kept_P = (labels_T != IGNORED).nonzero().squeeze(1)
+    logprobs_T = torch.zeros_like(labels_T, dtype=exact)
+    d_hidden_TD = torch.zeros_like(hidden_TD) if wants_gradients[0] else None
+    # Chunks add up in fp32: a bf16 sum would lose a bit with every doubling of their number.
+    d_weight_WD = torch.zeros_like(weight_WD, dtype=exact) if wants_gradients[1] else None
+    raw_CW = hidden_TD.new_empty(min(chunk_tokens, len(kept_P)), len(weight_WD))
+    exact_CW = raw_CW if raw_CW.dtype == exact else torch.empty_like(raw_CW, dtype=exact)
+    for rows_C in kept_P.split(chunk_tokens):
+        hidden_CD, labels_C1 = hidden_TD[rows_C], labels_T[rows_C, None]
+        product_CW, logits_CW = raw_CW[: len(rows_C)], exact_CW[: len(rows_C)]
+        torch.mm(hidden_CD, weight_WD.T, out=product_CW)
+        if product_CW is not logits_CW:
+            logits_CW.copy_(product_CW)
+        logprobs_C1, total_C1 = _exponentiate(logits_CW, labels_C1)
+        logprobs_T[rows_C] = logprobs_C1.squeeze(1)
+        if not any(wants_gradients):
+            continue
+        weights_C1 = torch.ones_like(total_C1)
+        if token_weights_T is not None:
+            weights_C1.copy_(token_weights_T[rows_C, None])
+        # d loss / d logits = token weight x (softmax - one-hot label).
+        logits_CW.mul_(weights_C1 / total_C1).scatter_add_(1, labels_C1, -weights_C1)
+        if product_CW is not logits_CW:
+            product_CW.copy_(logits_CW)
+        if d_hidden_TD is not None:
+            d_hidden_TD[rows_C] = product_CW @ weight_WD
+        if d_weight_WD is not None:
+            _accumulate_product(d_weight_WD, product_CW, hidden_CD)
+    weighted_T = logprobs_T if token_weights_T is None else logprobs_T * token_weights_T
+    total = -weighted_T[kept_P].sum(dtype=exact)
+    if d_weight_WD is not None:
+        d_weight_WD = d_weight_WD.to(weight_WD.dtype)
+    return total, logprobs_T, d_hidden_TD, d_weight_WD
+
+
+def _exponentiate(logits_CW: Tensor, labels_C1: Tensor) -> tuple[Tensor, Tensor]:
+    """Turn logits into unnormalised probabilities in place; return label log-probs and row sums."""
+    logits_CW.sub_(logits_CW.amax(dim=1, keepdim=True))
+    label_logits_C1 = logits_CW.gather(1, labels_C1)
+    total_C1 = logits_CW.exp_().sum(dim=1, keepdim=True)
+    return label_logits_C1 - total_C1.log(), total_C1
+
+
+def _accumulate_product(sum_WD: Tensor, d_logits_CW: Tensor, hidden_CD: Tensor) -> None:
+    if sum_WD.dtype == hidden_CD.dtype:
+        sum_WD.addmm_(d_logits_CW.T, hidden_CD)
+    else:
+        sum_WD.add_(d_logits_CW.T @ hidden_CD)
+
+
+def _exact_dtype(dtype: torch.dtype) -> torch.dtype:
+    return torch.promote_types(dtype, torch.float32)

@@ -1,0 +1,45 @@
+"""Root-mean-square normalisation.
+
+Source: Zhang and Sennrich 2019, equation 4. Surprise: the mean of squares is taken in fp32 even for
+bf16 input, and the gain multiplies after the cast back, as in the released models.
+"""
+
+import torch
+from torch import Tensor
+from torch.autograd.function import FunctionCtx
+
+
+def reference(x: Tensor, gain: Tensor, eps: float) -> Tensor:
+    """Scale each row of (..., D) to unit root-mean-square, then by `gain` (D,)."""
+    wide = x if x.dtype == torch.float64 else x.float()
+    inverse_rms = torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
+    return (wide * inverse_rms).to(x.dtype) * gain
+
+
+def rms_norm(x: Tensor, gain: Tensor, eps: float) -> Tensor:
+    """Compute `reference` with a hand-written backward that keeps one number a row."""
+    return _RmsNorm.apply(x, gain, eps)  # pyright: ignore[reportReturnType]
+
+
+class _RmsNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: FunctionCtx, x: Tensor, gain: Tensor, eps: float) -> Tensor:
+        wide = x if x.dtype == torch.float64 else x.float()
+        square_mean = torch.linalg.vector_norm(wide, dim=-1, keepdim=True).square_().div_(x.shape[-1])
+        inverse_rms = square_mean.add_(eps).rsqrt_()
+        ctx.save_for_backward(x, gain, inverse_rms)
+        return (wide * inverse_rms).to(x.dtype).mul_(gain)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor | None, None]:  # noqa: ANN001
+        x, gain, inverse_rms = ctx.saved_tensors
+        wide = x if x.dtype == torch.float64 else x.float()
+        unit = wide * inverse_rms
+        wide_grad = grad.to(unit.dtype)
+        grad_gain = None
+        if ctx.needs_input_grad[1]:
+            grad_gain = (wide_grad * unit).flatten(0, -2).sum(0).to(gain.dtype)
+        pulled = wide_grad * gain
+        along = (pulled * unit).mean(-1, keepdim=True)
+        grad_x = pulled.sub_(unit.mul_(along)).mul_(inverse_rms)
+        return grad_x.to(x.dtype), grad_gain, None

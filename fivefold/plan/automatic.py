@@ -1,0 +1,48 @@
+"""Cost-aware schedules under a memory cap: the best of a few passes of list scheduling.
+
+The zero-bubble paper (arXiv 2401.10241, section 3.1) searches the same way; its ZB-1p and ZB-2p
+are this search with a cap of one and of two times 1F1B's memory. A dozen policies are played and
+the fastest table under the simulator wins.
+"""
+
+import itertools
+from collections.abc import Iterable
+
+from fivefold.errors import ConfigError
+from fivefold.plan.list_schedule import ListScheduler, Policy
+from fivefold.plan.schedule import Schedule
+from fivefold.plan.simulate import StageCosts, simulate
+
+POLICIES = tuple(
+    Policy(patience, ahead)
+    for patience, ahead in itertools.product((0.0, 0.5, 1.0), (None, 1.0, 1.5, 2.0, 2.1, 2.5))
+)
+
+
+def automatic(
+    placement: tuple[int, ...],
+    microbatches: int,
+    costs: StageCosts,
+    caps: tuple[float, ...],
+    policies: Iterable[Policy] = POLICIES,
+) -> Schedule:
+    """Return the fastest table found whose rank r never holds more than `caps[r]`.
+
+    Raises:
+        ConfigError: some rank cannot hold even one microbatch.
+    """
+    for rank, cap in enumerate(caps):
+        homes = enumerate(placement)
+        least = sum(costs.memory[stage] for stage, home in homes if home == rank)
+        if least > cap * (1 + 1e-9):
+            raise ConfigError(
+                expected=f"memory for at least one microbatch on rank {rank} ({least:g} units)",
+                found=f"a cap of {cap:g}",
+                fix="Raise the cap, recompute activations or cut the microbatch",
+            )
+    candidates = []
+    for policy in policies:
+        rows = ListScheduler(placement, microbatches, costs, caps, policy).run()
+        schedule = Schedule("automatic", microbatches, placement, rows)
+        candidates.append((simulate(schedule, costs).longest_span, schedule))
+    return min(candidates, key=lambda pair: pair[0])[1]

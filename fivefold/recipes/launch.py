@@ -1,0 +1,95 @@
+"""Starting a run: its directory, manifest, device, log; then its stages in order.
+
+The only place where a device is chosen and the machine's global state (threads, allocator) is decided.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from fivefold.config import config_to_json, hash_config
+from fivefold.errors import ConfigError
+from fivefold.log import logging_to, progress_on
+from fivefold.manifest import describe_run
+from fivefold.metrics import StageMetrics
+from fivefold.recipes.catalogue import load_recipe
+from fivefold.stage import (
+    Selection,
+    Stage,
+    StageContext,
+    claim_run_directory,
+    run_stages,
+    select_stages,
+    write_json,
+)
+
+
+def run_recipe(
+    recipe: str,
+    overrides: Sequence[str],
+    *,
+    run: Path,
+    selection: Selection,
+    seed: int,
+    device: str,
+    threads: int | None,
+    console: Console,
+    command: Sequence[str],
+) -> None:
+    """Run the selected stages of a recipe in the directory `run`, resuming what is there.
+
+    Raises:
+        FivefoldError: whatever a stage finds wrong with configs, files, network or disk.
+    """
+    stages = load_recipe(recipe, overrides)
+    select_stages(stages, selection)
+    device = resolve_device(device)
+    threads = threads or os.cpu_count() or 1
+    claim_run_directory(run, recipe)
+    configs = {stage.name: config_to_json(stage.config) for stage in stages}
+    hashes = json.dumps([(stage.name, hash_config(stage.config)) for stage in stages])
+    manifest = describe_run(
+        recipe,
+        seed=seed,
+        device=device,
+        threads=threads,
+        config_hash=hashlib.sha256(hashes.encode()).hexdigest()[:16],
+        command=command,
+    )
+    write_json(run / "manifest.json", manifest)
+    write_json(run / "config.json", configs)
+    track = progress_on(console)
+
+    def context_of(stage: Stage) -> StageContext:
+        metrics = StageMetrics(
+            run / "metrics.jsonl", stage.name, show=lambda line: console.print(line, highlight=False)
+        )
+        return StageContext(seed, device, threads, metrics, track)
+
+    with logging_to(console, run / "log.txt"):
+        run_stages(stages, run, selection, context_of)
+
+
+def resolve_device(device: str) -> str:
+    """Return `cuda` or `cpu` for `auto`, `cuda` or `cpu`.
+
+    Raises:
+        ConfigError: CUDA is asked for and not there.
+    """
+    if device == "cpu":
+        return device
+    import torch
+
+    if torch.cuda.is_available():
+        return "cuda"
+    if device == "cuda":
+        raise ConfigError(
+            expected="a CUDA device, as `--device cuda` asks",
+            found="none that torch can use",
+            fix="Run with `--device cpu`, or install a CUDA build of torch",
+        )
+    return "cpu"

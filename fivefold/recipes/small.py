@@ -1,0 +1,47 @@
+"""GLM-4.7-Flash's proportions cut to one accelerator: hours, not minutes.
+
+The same stages as `nano` at 4,096 tokens of context on all the text that the packages hold. On a CPU it
+runs too, slowly; `fivefold plan small` states its cost.
+"""
+
+from fivefold.data.config import CorpusConfig, TokenizerTrainingConfig, TokensConfig
+from fivefold.data.stages import CorpusStage, TokenizerStage, TokensStage
+from fivefold.models.preset import preset
+from fivefold.stage import Stage
+from fivefold.text.config import TokenizerConfig
+from fivefold.train.config import PretrainConfig
+from fivefold.train.stages import PretrainStage
+
+
+def small() -> list[Stage]:
+    """Return the stages: corpus -> tokenizer -> tokens -> pretrain."""
+    shape = preset("small")
+    return [
+        CorpusStage("corpus", CorpusConfig(max_bytes_per_source=64_000_000)),
+        TokenizerStage(
+            "tokenizer",
+            TokenizerTrainingConfig(tokenizer=TokenizerConfig(vocab_size=shape.vocab_size)),
+            needs={"corpus": "corpus"},
+        ),
+        TokensStage(
+            "tokens",
+            TokensConfig(contexts=(4096,)),
+            needs={"corpus": "corpus", "tokenizer": "tokenizer"},
+        ),
+        PretrainStage(
+            "pretrain",
+            PretrainConfig(
+                model=shape,
+                context_tokens=4096,
+                total_tokens=2_000_000_000,
+                peak_lr=2e-3,
+                final_lr=2e-4,
+                batch_rows=64,
+                batch_rows_start=16,
+                microbatch_rows=4,
+                validation_steps=200,
+                checkpoint_steps=200,
+            ),
+            needs={"tokens": "tokens", "tokenizer": "tokenizer"},
+        ),
+    ]

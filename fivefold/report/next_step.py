@@ -1,0 +1,49 @@
+"""What a reader can do with a finished or interrupted run, as commands to copy."""
+
+from markupsafe import Markup
+
+from fivefold.report.markup import element
+from fivefold.report.record import TOKENS_METRIC, RunRecord
+
+
+def draw_next_steps(run: RunRecord) -> Markup:
+    """Return the commands with which a reader goes on."""
+    recipe = str(run.manifest.get("recipe", "nano"))
+    place = run.path.as_posix()
+    run_recipe = f"fivefold run {recipe} --run-dir {place}"
+    models = [stage.checkpoint for stage in run.stages if stage.checkpoint is not None]
+    model = f"{place}/{models[-1] if models else 'STAGE/checkpoint'}"
+    trained = [stage.name for stage in run.stages if TOKENS_METRIC in stage.curves]
+    budget = f"{trained[0] if trained else 'pretrain'}.total_tokens"
+    resume = str(run.manifest.get("command") or run_recipe)
+    steps = [
+        ("Continue a text", f"fivefold generate {model} 'Once upon a time'"),
+        ("Talk to the model", f"fivefold chat {model}"),
+        ("Go on after an interruption; finished stages are skipped", resume),
+        (
+            "Train on more tokens, in another directory",
+            f"{run_recipe}-longer {budget}=2e7",
+        ),
+        (
+            "Train on text of your own",
+            f"{run_recipe}-mine corpus.profile=files corpus.files='[\"my-texts/\"]'",
+        ),
+        (
+            "Open it in transformers",
+            "\n".join(
+                [
+                    "from transformers import AutoModelForCausalLM, AutoTokenizer",
+                    f"model = AutoModelForCausalLM.from_pretrained({model!r})",
+                    f"tokenizer = AutoTokenizer.from_pretrained({model!r})",
+                ]
+            ),
+        ),
+    ]
+    return element(
+        "dl",
+        *(
+            element("div", element("dt", what), element("dd", element("pre", command)))
+            for what, command in steps
+        ),
+        class_="next",
+    )

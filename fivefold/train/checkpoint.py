@@ -1,0 +1,86 @@
+"""Resume state: everything that the next step depends on, in torch's distributed checkpoint format.
+
+`state/step_N` holds the weights, the optimizer's state and, as JSON, the place in the data and the
+counters. A directory appears under its name only when it is whole; the last two are kept, so that a
+kill during a save costs one interval at most. Export for users is `models.convert`, not this.
+"""
+
+import re
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.api import CheckpointException
+
+from fivefold.errors import CorruptFileError
+from fivefold.models.transformer import Transformer
+from fivefold.stage import atomic_write, read_json, remove, write_json
+from fivefold.train.optimizer import HybridOptimizer
+
+_KEPT = 2
+
+
+def save_state(
+    directory: Path,
+    step: int,
+    model: Transformer,
+    optimizer: HybridOptimizer,
+    progress: dict[str, Any],
+) -> None:
+    """Write `directory/step_N` and drop all but the last two.
+
+    Raises:
+        StorageError: the disk is full; earlier states stay.
+    """
+    with atomic_write(directory / f"step_{step:08d}") as partial, _single_process():
+        dcp.save(_tensors(model, optimizer), checkpoint_id=partial)
+        write_json(partial / "progress.json", progress)
+    for outdated in saved_steps(directory)[:-_KEPT]:
+        remove(directory / f"step_{outdated:08d}")
+
+
+def saved_steps(directory: Path) -> list[int]:
+    """Return the steps of all whole states, ascending."""
+    names = [path.name for path in directory.glob("step_*")]
+    return sorted(int(name[5:]) for name in names if re.fullmatch(r"step_\d{8}", name))
+
+
+def load_state(
+    directory: Path, model: Transformer, optimizer: HybridOptimizer
+) -> dict[str, Any] | None:
+    """Load the newest state in place and return its progress; None if there is none.
+
+    Raises:
+        CorruptFileError: the newest state is damaged.
+    """
+    steps = saved_steps(directory)
+    if not steps:
+        return None
+    newest = directory / f"step_{steps[-1]:08d}"
+    progress = read_json(newest / "progress.json")
+    try:
+        if progress is None:
+            raise FileNotFoundError("progress.json is missing or cut")
+        with _single_process():
+            dcp.load(_tensors(model, optimizer), checkpoint_id=newest)
+    except (CheckpointException, OSError, RuntimeError, ValueError) as error:
+        raise CorruptFileError(
+            expected=f"a whole training state in `{newest}`",
+            found=str(error).splitlines()[0][:200],
+            fix="Delete that directory to resume from the state before it",
+        ) from error
+    return progress
+
+
+def _tensors(model: Transformer, optimizer: HybridOptimizer) -> dict[str, dict[str, torch.Tensor]]:
+    return {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
+
+
+class _single_process(warnings.catch_warnings):  # noqa: N801
+    """Hush torch's note that it saves or loads without a process group."""
+
+    def __enter__(self) -> None:
+        super().__enter__()
+        warnings.filterwarnings("ignore", message=".*torch.distributed.*", category=UserWarning)
