@@ -1,7 +1,8 @@
 """The command line: `fivefold COMMAND ...`, each command with `--help`.
 
 Commands import what they need when they run, so that `--help` and `plan` answer at once and without
-torch. A user's mistake ends with one paragraph and exit code 2; a traceback is a defect of Fivefold.
+torch. A user's mistake ends with one paragraph and exit code 2; a traceback is a defect of
+Fivefold.
 """
 
 import sys
@@ -14,7 +15,9 @@ from rich.console import Console
 
 from fivefold.errors import ConfigError, FivefoldError
 
-Overrides = Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="STAGE.KEY=VALUE")]
+Overrides = Annotated[
+    tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="STAGE.KEY=VALUE")
+]
 Device = Literal["auto", "cpu", "cuda"]
 
 
@@ -75,8 +78,8 @@ def plan(
     """Print shapes, parameters, FLOPs and bytes of a recipe's or preset's model, without training.
 
     Args:
-        recipe: A recipe (nano, small, glm5) or a model preset (mini, glm47_flash, glm45, deepseek_v3).
-        overrides: Changes of single config values, `model.KEY=VALUE` for a preset.
+        recipe: A recipe (nano, small, glm5), or a preset (mini, glm47_flash, glm45, deepseek_v3).
+        overrides: Changes of single config values; for a preset `model.KEY=VALUE`.
     """
     from fivefold.config import apply_overrides
     from fivefold.models.config import ModelConfig
@@ -252,7 +255,7 @@ def main() -> None:
         Console(stderr=True).print(f"[bold red]error[/] {error}", highlight=False, soft_wrap=True)
         sys.exit(2)
     except KeyboardInterrupt:
-        Console(stderr=True).print("interrupted; the same command goes on from the last saved state")
+        Console(stderr=True).print("interrupted; the same command goes on from the last state")
         sys.exit(130)
 
 

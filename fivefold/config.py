@@ -9,7 +9,7 @@ where or how fast a stage runs, never what it makes, and stay out of it.
 import difflib
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, TypeVar
 
 import pydantic
@@ -71,9 +71,7 @@ def _holds_config(value: object) -> bool:
     return isinstance(value, dict) and any(_holds_config(item) for item in value.values())
 
 
-def apply_overrides(
-    configs: dict[str, pydantic.BaseModel], overrides: Sequence[str]
-) -> dict[str, pydantic.BaseModel]:
+def apply_overrides(configs: Mapping[str, ConfigT], overrides: Sequence[str]) -> dict[str, ConfigT]:
     """Return the named configs with each `name.key.path=value` applied, validated again.
 
     Raises:
@@ -121,8 +119,9 @@ def validate(kind: type[ConfigT], document: object, *, where: str) -> ConfigT:
         path = ".".join([where, *(str(part) for part in first["loc"])])
         if first["type"] == "extra_forbidden":
             raise _unknown(str(first["loc"][-1]), list(kind.model_fields), path) from error
-        if isinstance(first.get("ctx", {}).get("error"), ConfigError):
-            raise first["ctx"]["error"] from error
+        cause = first.get("ctx", {}).get("error")
+        if isinstance(cause, ConfigError):
+            raise cause from error
         found = "nothing" if first["type"] == "missing" else repr(first["input"])
         raise ConfigError(
             expected=f"`{path}` to hold a valid value ({first['msg'].lower()})",
@@ -132,9 +131,13 @@ def validate(kind: type[ConfigT], document: object, *, where: str) -> ConfigT:
 
 
 def _assign(
-    document: Any, kind: type[pydantic.BaseModel] | None, keys: list[str], whole: str, value: Any
+    document: dict[str, Any] | list[Any],
+    kind: type[pydantic.BaseModel] | None,
+    keys: list[str],
+    whole: str,
+    value: Any,
 ) -> None:
-    """Set the value at `keys[1:]` inside `document`, which `kind` describes where it is a config."""
+    """Set the value at `keys[1:]` inside `document`; `kind` describes it where it is a config."""
     if len(keys) == 1:
         raise ConfigError(
             expected=f"a key inside `{keys[0]}`",
@@ -143,14 +146,14 @@ def _assign(
         )
     key = keys[1]
     known = list(kind.model_fields) if kind is not None else []
-    if isinstance(document, list | tuple):
+    if isinstance(document, list):
         known = [str(index) for index in range(len(document))]
     elif isinstance(document, dict) and (kind is None or len(keys) > 2):
         known += [name for name in document if name not in known]
     free_form = isinstance(document, dict) and kind is None and len(keys) == 2
     if key not in known and not free_form:
         raise _unknown(key, known, whole)
-    slot: Any = int(key) if isinstance(document, list | tuple) else key
+    slot: Any = int(key) if isinstance(document, list) else key
     if len(keys) == 2:
         document[slot] = value
         return
@@ -167,7 +170,9 @@ def _assign(
     _assign(child, inner, keys[1:], whole, value)
 
 
-def _field_config(kind: type[pydantic.BaseModel] | None, key: str) -> type[pydantic.BaseModel] | None:
+def _field_config(
+    kind: type[pydantic.BaseModel] | None, key: str
+) -> type[pydantic.BaseModel] | None:
     """Return the config class that the field holds, looking through optional and list types."""
     if kind is None:
         return None

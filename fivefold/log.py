@@ -91,7 +91,7 @@ class _RateColumn(TextColumn):
         super().__init__("")
         self._unit = unit
 
-    def render(self, task) -> Text:  # noqa: ANN001
+    def render(self, task) -> Text:
         speed = task.speed or 0.0
         for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
             if speed >= size:

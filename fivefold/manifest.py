@@ -57,7 +57,9 @@ def _commit() -> str | None:
     root = Path(__file__).resolve().parent.parent
     git = ["git", "-C", str(root)]
     try:
-        head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
+        head = subprocess.run(
+            [*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True
+        )
         changes = subprocess.run(
             [*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True
         )

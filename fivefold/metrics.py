@@ -1,8 +1,9 @@
 """The one record of a run's numbers: `metrics.jsonl`.
 
-One line is one moment of one stage: `{"stage": ..., "step": ..., "time_seconds": ..., "room/quantity_unit":
-number, ...}`. The console line, the report's curves and any tracker derive from it. A stage that resumes
-at step n first forgets its lines after n, so that a killed and an uninterrupted run leave the same curve.
+One line is one moment of one stage: `{"stage": ..., "step": ..., "time_seconds": ...,
+"room/quantity_unit": number, ...}`. The console line, the report's curves and any tracker derive
+from it. A stage that resumes at step n first forgets its lines after n, so that a killed and an
+uninterrupted run leave the same curve.
 """
 
 import json
@@ -26,7 +27,7 @@ class StageMetrics:
         show: Callable[[str], None] | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        """Bind to a file and a stage; `show` receives the console line of records that ask for it."""
+        """Bind to a file and a stage; `show` receives console lines."""
         self._path = path
         self._stage = stage
         self._show = show

@@ -1,12 +1,13 @@
 """Stages, their graph, and the directory in which a run lives.
 
-A stage reads directories and writes one. Its fingerprint is the hash of its name, its config and the
-digests of what it reads; `finished.json` in its directory carries that fingerprint and the digest of
-what it wrote. A stage whose fingerprint stands there is skipped, one that was killed goes on where it
-was, one whose config or inputs changed starts anew after its directory was set aside under
-`previous/`: nothing that took hours is deleted unless `--fresh` says so.
+A stage reads directories and writes one. Its fingerprint is the hash of its name, its config and
+the digests of what it reads; `finished.json` in its directory carries that fingerprint and the
+digest of what it wrote. A stage whose fingerprint stands there is skipped, one that was killed goes
+on where it was, one whose config or inputs changed starts anew after its directory was set aside
+under `previous/`: nothing that took hours is deleted unless `--fresh` says so.
 
-The digest of an output covers every file but `page/` (plots), `state/` (resume state) and the markers.
+The digest of an output covers every file but `page/` (plots), `state/` (resume state) and the
+markers.
 """
 
 import abc
@@ -43,7 +44,7 @@ class Track(Protocol):
     """Opens a line of progress: what, how much in all, in which unit."""
 
     def __call__(
-        self, description: str, total: float, unit: str
+        self, description: str, total: float, unit: str, /
     ) -> AbstractContextManager[ProgressTask]:
         """Return a context manager that shows the line while it is open."""
         ...
@@ -66,7 +67,7 @@ class StageContext:
 
 
 class Stage(abc.ABC):
-    """One arrow of a recipe: a named config that turns input directories into an output directory."""
+    """One arrow of a recipe: a config that turns input directories into an output directory."""
 
     what: ClassVar[str] = ""
     """One phrase for the console and the report."""
@@ -196,7 +197,9 @@ def order_stages(stages: Sequence[Stage]) -> list[Stage]:
     ordered: dict[str, Stage] = {}
     pending = list(stages)
     while pending:
-        ready = [stage for stage in pending if all(need in ordered for need in stage.needs.values())]
+        ready = [
+            stage for stage in pending if all(need in ordered for need in stage.needs.values())
+        ]
         if not ready:
             stuck = "; ".join(f"{s.name} needs {', '.join(s.needs.values())}" for s in pending)
             raise ConfigError(
@@ -226,7 +229,9 @@ def select_stages(stages: Sequence[Stage], selection: Selection) -> list[Stage]:
         return ordered
     if wanted not in names:
         raise ConfigError(
-            expected="the name of a stage", found=repr(wanted), fix=f"Choose one of {', '.join(names)}"
+            expected="the name of a stage",
+            found=repr(wanted),
+            fix=f"Choose one of {', '.join(names)}",
         )
     if selection.only:
         return [ordered[names.index(wanted)]]

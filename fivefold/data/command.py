@@ -44,7 +44,7 @@ def get_data(
         MissingFileError, ConfigError: a file of the user's does not exist or cannot be read.
     """
     tools = tools or Tools()
-    if config.profile == "files":
+    if config.files:
         return Acquired("files", user_inputs(config.files), [])
     if config.profile == "fixture":
         return Acquired("fixture", fixture_inputs(), [])

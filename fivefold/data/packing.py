@@ -197,7 +197,7 @@ def load_pack(path: Path, tokens_sha256: str) -> Pack:
             fix="Add the context to `tokens.contexts` and run the stage `tokens` again",
         )
     try:
-        with np.load(path) as file:
+        with path.open("rb") as raw, np.load(raw) as file:
             arrays = {name: file[name] for name in file.files}
         found_sha256 = str(arrays.pop("tokens_sha256"))
         pack = Pack(context_tokens=int(arrays.pop("context_tokens")), **arrays)

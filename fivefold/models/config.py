@@ -98,12 +98,14 @@ class ModelConfig(Config):
     index_topk: int = pydantic.Field(default=2048, gt=0)
     """Keys that the indexer keeps for each query."""
     indexer_types: tuple[IndexerType, ...] | None = None
-    """Per layer: `full` runs its indexer, `shared` reuses the selection before it. None: all full."""
+    """Per layer: `full` runs its indexer, `shared` reuses the last selection. None: all full."""
     indexer_rope_interleave: bool = True
     """Rotary pairing of the indexer: neighbours (GLM-5) or halves (DeepSeek-V3.2)."""
     rope_interleave: bool = True
     """Rotary pairing of the attention: neighbours, or halves."""
-    rope_parameters: dict[str, Any] = {"rope_type": "default", "rope_theta": 1e6}
+    rope_parameters: dict[str, Any] = pydantic.Field(
+        default={"rope_type": "default", "rope_theta": 1e6}
+    )
     """Rotary base and, for `yarn`, its scaling fields."""
     max_position_embeddings: int = pydantic.Field(default=202_752, gt=0)
     """Longest context in tokens."""

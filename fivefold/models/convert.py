@@ -1,9 +1,10 @@
 """Checkpoints as Hugging Face directories: released names in, released names out.
 
 The name table is short because our module tree follows the released names: the main stack gains the
-prefix `model.`, the MTP layer stands at index `num_hidden_layers`, and the stacked experts are cut into
-one tensor an expert and projection. `write_checkpoint` makes a directory that transformers, vLLM and
-SGLang open; `read_checkpoint` opens what they and the model's authors release, shard by shard.
+prefix `model.`, the MTP layer stands at index `num_hidden_layers`, and the stacked experts are cut
+into one tensor an expert and projection. `write_checkpoint` makes a directory that transformers,
+vLLM and SGLang open; `read_checkpoint` opens what they and the model's authors release, shard by
+shard.
 """
 
 import json
@@ -18,6 +19,8 @@ from torch import Tensor
 
 from fivefold.errors import CorruptFileError, MismatchError, MissingFileError
 from fivefold.models.config import ModelConfig, config_to_released, read_config
+from fivefold.models.indexer import Indexer
+from fivefold.models.moe import Router
 from fivefold.models.transformer import Transformer
 from fivefold.stage import atomic_write, write_json
 
@@ -100,8 +103,8 @@ def _plan_shards(
     shards: list[list[str]] = [[]]
     used = 0
     for name, tensor in released_tensors(model):
-        keeps = dtype is None or _FP32_NAMES.search(name)
-        size = tensor.numel() * (tensor.dtype if keeps else dtype).itemsize  # pyright: ignore
+        kept = tensor.dtype if dtype is None or _FP32_NAMES.search(name) else dtype
+        size = tensor.numel() * kept.itemsize
         if shards[-1] and used + size > max_shard_bytes:
             shards.append([])
             used = 0
@@ -147,7 +150,7 @@ def read_checkpoint(
         model = Transformer(config)
     model.to_empty(device=device)
     model.to(dtype)
-    _restore_buffers(model)
+    _restore_precision(model)
     missing = [name for name, _ in released_tensors(model) if name not in stored]
     if missing:
         raise CorruptFileError(
@@ -169,21 +172,23 @@ def read_checkpoint(
     return model.eval()
 
 
-def _restore_buffers(model: Transformer) -> None:
-    """Recompute what is not stored, and keep fp32 what stays fp32 in every dtype."""
-    fresh = Transformer.rotary_speeds(model.config)
-    model.speeds_R = fresh.to(model.lm_head.weight.device)
+def _restore_precision(model: Transformer) -> None:
+    """Recompute what is not stored, and keep fp32 what stays fp32 in a narrower dtype."""
+    speeds = Transformer.rotary_speeds(model.config)
+    model.speeds_R = speeds.to(model.lm_head.weight.device)
     for module in model.modules():
-        bias = getattr(module, "e_score_correction_bias", None)
-        if bias is not None:
-            module.e_score_correction_bias = bias.float()
+        if isinstance(module, Router):
+            module.e_score_correction_bias = module.e_score_correction_bias.float()
+        elif isinstance(module, Indexer):
+            module.weights_proj.to(torch.promote_types(module.wk.weight.dtype, torch.float32))
 
 
 def _weight_files(directory: Path) -> list[Path]:
     index = directory / _INDEX
     if index.is_file():
         try:
-            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+            weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+            names = sorted(set(weight_map.values()))
         except (json.JSONDecodeError, KeyError) as error:
             raise CorruptFileError(
                 expected=f"a weight map in `{index}`",

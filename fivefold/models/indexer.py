@@ -1,13 +1,14 @@
 """Lightning indexer: which keys does each query attend to?
 
 A few small heads score every earlier token: I[t, s] = sum_j w[t, j] relu(q[t, j] . k[s]), and the
-`index_topk` best survive, by the one selection rule of `ops.select_topk`. Sources: DeepSeek-V3.2 report,
-section 2.1, equations 1 and 2; GLM-5 report, section 2.1.1.
+`index_topk` best survive, by the one selection rule of `ops.select_topk`. Sources: DeepSeek-V3.2
+report, section 2.1, equations 1 and 2; GLM-5 report, section 2.1.1.
 
 Surprises: the rotary channels come FIRST in an indexer head (in attention they come last); the
-input is the same normalised query latent that the attention's queries are made of; scores can be negative,
-because the head weights can. No gradient passes from the selection, so language-model training never
-moves these weights: the adaptation stage trains them against the attention's own distribution.
+input is the same normalised query latent that the attention's queries are made of; scores can be
+negative, because the head weights can. No gradient passes from the selection, so language-model
+training never moves these weights: the adaptation stage trains them against the attention's own
+distribution.
 """
 
 import torch

@@ -1,8 +1,8 @@
 """Initial weights, in one table.
 
-Matrices (the router included) are normal with deviation `initializer_range`, norm gains one, biases zero,
-as in the released code; the report gives no table of its own. The generator makes the weights a
-function of the seed alone.
+Matrices (the router included) are normal with deviation `initializer_range`, norm gains one, biases
+zero, as in the released code; the report gives no table of its own. The generator makes the weights
+a function of the seed alone.
 """
 
 import math

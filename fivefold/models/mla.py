@@ -1,10 +1,10 @@
 """Multi-head latent attention with sparse selection (MLA + DSA).
 
 Queries and key-values pass through low-rank latents; the cache keeps the key-value latent and one
-rotated key for all heads. Without a cache the heads' keys and values are expanded; with one, attention
-runs absorbed over the latent. Which keys a query sees is the causal and document mask, narrowed by the
-indexer once there are more keys than `index_topk`: up to there sparse and dense are the same function.
-Sources: DeepSeek-V2 report, section 2.1; DeepSeek-V3.2 report, section 2.1.
+rotated key for all heads. Without a cache the heads' keys and values are expanded; with one,
+attention runs absorbed over the latent. Which keys a query sees is the causal and document mask,
+narrowed by the indexer once there are more keys than `index_topk`: up to there sparse and dense are
+the same function. Sources: DeepSeek-V2 report, section 2.1; DeepSeek-V3.2 report, section 2.1.
 """
 
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ class Surroundings:
     turn_BTR: Tensor
     """Rotation of each query's position, complex (B, T, R / 2)."""
     visible_BTS: Tensor | None
-    """Keys of each query by causality and document; None: plainly causal, or one query that sees all."""
+    """Keys of each query by causality and document; None: causal, or one query that sees all."""
     cache: LatentCache | None
     """Keys of earlier tokens; None: the queries' own keys are all there are."""
     absorbed: bool
@@ -86,7 +86,8 @@ class LatentAttention(nn.Module):
         if not narrows:
             selected_BTS = None
         elif self.indexer is not None:
-            assert q_latent_BTC is not None and index_BSJ is not None
+            assert q_latent_BTC is not None, "the indexer reads the query latent"
+            assert index_BSJ is not None, "a full layer has index keys"
             with torch.no_grad():
                 scores = self.indexer.scores(x_BTD, q_latent_BTC, around.turn_BTR, index_BSJ)
                 selected_BTS = self.indexer.select(scores, _explicit(around, scores))

@@ -1,9 +1,10 @@
-"""Mixture of experts: sigmoid router with a balancing bias, one shared expert, an injected dispatcher.
+"""Mixture of experts: sigmoid router with a balancing bias, a shared expert, a dispatcher.
 
-The bias steers only which experts are chosen; weights come from the unbiased scores and so do gradients
-(auxiliary-loss-free balancing). Sources: DeepSeek-V3 report, section 2.1.2; Wang et al. 2024.
-Choices follow the one selection rule and are sorted by expert, so that replayed and recomputed routings
-are comparable number by number.
+The bias steers only which experts are chosen; weights come from the unbiased scores and so do
+gradients (auxiliary-loss-free balancing). Sources: DeepSeek-V3 report, section 2.1.2; Wang et al.
+2024. Choices follow the one selection rule and are sorted by expert, so that replayed and
+recomputed routings are comparable number by number. The dispatcher is injected: on one device it
+is `ops.experts.run_experts`, under expert parallelism one that communicates.
 """
 
 from collections.abc import Callable
@@ -19,7 +20,7 @@ from fivefold.ops.experts import run_experts
 from fivefold.ops.select_topk import select_topk, selection_mask
 
 Dispatcher = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
-"""(x_TD, chosen_TA, weight_TA, gate_up_EFD, down_EDF) -> (T, D); expert parallelism injects its own."""
+"""(x_TD, chosen_TA, weight_TA, gate_up_EFD, down_EDF) -> (T, D); expert parallelism has its own."""
 
 
 class Routing(NamedTuple):

@@ -1,13 +1,13 @@
 """Multi-token prediction: one layer, unrolled `mtp_depths` times with the same parameters.
 
-Depth k reads the hidden state of depth k - 1 and the embedding of the token k places ahead, and predicts
-the one after it. Sharing the parameters over depths makes the draft model one layer in memory and lets
-drafting several tokens match training. Sources: DeepSeek-V3 report, section 2.2; GLM-5 report, section
-2.1.3.
+Depth k reads the hidden state of depth k - 1 and the embedding of the token k places ahead, and
+predicts the one after it. Sharing the parameters over depths makes the draft model one layer in
+memory and lets drafting several tokens match training. Sources: DeepSeek-V3 report, section 2.2;
+GLM-5 report, section 2.1.3.
 
-Surprises: in `eh_proj` the embedding comes first, then the hidden state; what is handed to the next depth
-is the state AFTER `shared_head.norm` (recycling the state before it costs accept length and fails
-silently). Embedding table and output head are the main model's and receive its gradient.
+Surprises: in `eh_proj` the embedding comes first, then the hidden state; what is handed to the next
+depth is the state AFTER `shared_head.norm` (recycling the state before it costs accept length and
+fails silently). Embedding table and output head are the main model's and receive its gradient.
 """
 
 import torch
@@ -41,8 +41,8 @@ class MtpLayer(nn.Module):
             around: rotations and visibility, those of the main stack: positions are relative.
 
         Returns:
-            The normalised state, to be projected by the output head and handed to the next depth, and
-            the routing of the layer.
+            The normalised state, to be projected by the output head and handed to the next depth,
+            and the routing of the layer.
         """
         joined_BTX = torch.cat([self.enorm(ahead_BTD), self.hnorm(hidden_BTD)], dim=-1)
         out_BTD, _, routing = self.block(self.eh_proj(joined_BTX), around)

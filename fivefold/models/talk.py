@@ -21,7 +21,8 @@ class Talker:
         """Load model and tokenizer.
 
         Raises:
-            MissingFileError, CorruptFileError, MismatchError: the directory is not a whole checkpoint.
+            MissingFileError, CorruptFileError, MismatchError: the directory is not a whole
+            checkpoint.
         """
         self._model = read_checkpoint(checkpoint, device=device)
         self._tokenizer = load_tokenizer(checkpoint)

@@ -1,8 +1,8 @@
 """The model: embedding, blocks of latent attention and experts, output head, one MTP layer.
 
-A plain single-device module. Training, serving, quantisation and planning all use it; parallelism and
-compilation are applied from outside. `forward` returns normalised hidden states, not logits: the losses
-project them in chunks and the samplers project only the last.
+A plain single-device module. Training, serving, quantisation and planning all use it; parallelism
+and compilation are applied from outside. `forward` returns normalised hidden states, not logits:
+the losses project them in chunks and the samplers project only the last.
 """
 
 from collections.abc import Sequence
@@ -64,7 +64,7 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    """A model of the GLM-5 family, with empty weights: `initialise` or `read_checkpoint` fill them."""
+    """A model of the GLM-5 family; `initialise` or `read_checkpoint` fill its empty weights."""
 
     speeds_R: Tensor
 
@@ -107,9 +107,9 @@ class Transformer(nn.Module):
     ) -> Surroundings:
         """Prepare what the layers share: rotations, visibility, cache.
 
-        `documents_BT` names the document of each token of a packed row; tokens of different documents
-        do not see each other. None is faster and right where every row is one document. It cannot be
-        combined with a cache.
+        `documents_BT` names the document of each token of a packed row; tokens of different
+        documents do not see each other. None is faster and right where every row is one document.
+        It cannot be combined with a cache.
         """
         turn_BTR = rotary_angles(positions_BT, self.speeds_R, self.rotary_factor)
         visible_BTS = None

@@ -1,10 +1,10 @@
 """Latent attention in its two forms, behind one signature.
 
-Both take queries with and without position, the normalised key-value latent, the rotated shared key and
-the up-projection `kv_b` of MLA, and return the heads' outputs. `attend_expanded` builds keys and values
-a head (2 x (Q + V) FLOPs a pair and head): training and prefill. `attend_absorbed` folds the
-up-projection into the query and the output and runs as multi-query attention over the latent
-(2 x (2C + R)): decode, and wherever each query has its own keys. Source: DeepSeek-V2 report, section
+Both take queries with and without position, the normalised key-value latent, the rotated shared key
+and the up-projection `kv_b` of MLA, and return the heads' outputs. `attend_expanded` builds keys
+and values a head (2 x (Q + V) FLOPs a pair and head): training and prefill. `attend_absorbed` folds
+the up-projection into the query and the output and runs as multi-query attention over the latent (2
+x (2C + R)): decode, and wherever each query has its own keys. Source: DeepSeek-V2 report, section
 2.1.2. Softmax is fp32 (fp64 for fp64 input).
 """
 
@@ -71,6 +71,8 @@ def attend_absorbed(
     p_BTHS = scores_BTHS.softmax(-1, dtype=wide).to(latent_BSC.dtype)
     out_BTHC = torch.bmm(p_BTHS.view(rows, queries * heads, -1), latent_BSC)
     out_HXC = out_BTHC.view(rows * queries, heads, -1).transpose(0, 1)
-    return torch.bmm(out_HXC, up_v_HVC.transpose(1, 2)).transpose(0, 1).reshape(
-        rows, queries, heads, -1
+    return (
+        torch.bmm(out_HXC, up_v_HVC.transpose(1, 2))
+        .transpose(0, 1)
+        .reshape(rows, queries, heads, -1)
     )

@@ -140,36 +140,37 @@ def _sweep(
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
     """Return (total, logprobs_T, d_hidden_TD, d_weight_WD); gradients are None unless wanted."""
     exact = _exact_dtype(hidden_TD.dtype)
-    kept_P = (labels_T != IGNORED).nonzero().squeeze(1)
+    kept = (labels_T != IGNORED).nonzero().squeeze(1)
     logprobs_T = torch.zeros_like(labels_T, dtype=exact)
     d_hidden_TD = torch.zeros_like(hidden_TD) if wants_gradients[0] else None
     # Chunks add up in fp32: a bf16 sum would lose a bit with every doubling of their number.
     d_weight_WD = torch.zeros_like(weight_WD, dtype=exact) if wants_gradients[1] else None
-    raw_CW = hidden_TD.new_empty(min(chunk_tokens, len(kept_P)), len(weight_WD))
-    exact_CW = raw_CW if raw_CW.dtype == exact else torch.empty_like(raw_CW, dtype=exact)
-    for rows_C in kept_P.split(chunk_tokens):
-        hidden_CD, labels_C1 = hidden_TD[rows_C], labels_T[rows_C, None]
-        product_CW, logits_CW = raw_CW[: len(rows_C)], exact_CW[: len(rows_C)]
+    raw_CW = hidden_TD.new_empty(min(chunk_tokens, len(kept)), len(weight_WD))
+    is_exact = raw_CW.dtype == exact
+    exact_CW = raw_CW if is_exact else torch.empty_like(raw_CW, dtype=exact)
+    for rows in kept.split(chunk_tokens):
+        hidden_CD, labels_C1 = hidden_TD[rows], labels_T[rows, None]
+        product_CW, logits_CW = raw_CW[: len(rows)], exact_CW[: len(rows)]
         torch.mm(hidden_CD, weight_WD.T, out=product_CW)
-        if product_CW is not logits_CW:
+        if not is_exact:
             logits_CW.copy_(product_CW)
         logprobs_C1, total_C1 = _exponentiate(logits_CW, labels_C1)
-        logprobs_T[rows_C] = logprobs_C1.squeeze(1)
+        logprobs_T[rows] = logprobs_C1.squeeze(1)
         if not any(wants_gradients):
             continue
         weights_C1 = torch.ones_like(total_C1)
         if token_weights_T is not None:
-            weights_C1.copy_(token_weights_T[rows_C, None])
+            weights_C1.copy_(token_weights_T[rows, None])
         # d loss / d logits = token weight x (softmax - one-hot label).
         logits_CW.mul_(weights_C1 / total_C1).scatter_add_(1, labels_C1, -weights_C1)
-        if product_CW is not logits_CW:
+        if not is_exact:
             product_CW.copy_(logits_CW)
         if d_hidden_TD is not None:
-            d_hidden_TD[rows_C] = product_CW @ weight_WD
+            d_hidden_TD[rows] = product_CW @ weight_WD
         if d_weight_WD is not None:
             _accumulate_product(d_weight_WD, product_CW, hidden_CD)
     weighted_T = logprobs_T if token_weights_T is None else logprobs_T * token_weights_T
-    total = -weighted_T[kept_P].sum(dtype=exact)
+    total = -weighted_T[kept].sum(dtype=exact)
     if d_weight_WD is not None:
         d_weight_WD = d_weight_WD.to(weight_WD.dtype)
     return total, logprobs_T, d_hidden_TD, d_weight_WD

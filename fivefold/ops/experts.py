@@ -1,10 +1,10 @@
 """Many small feed-forward networks, each applied to the tokens routed to it.
 
-`reference` loops over experts and is the specification. The fast path sorts the token-expert pairs by
-expert once, runs one matrix product an expert over a contiguous slice, and gathers back with a fixed
-summation order, so that results do not depend on scheduling. The router's weight multiplies the
-activation before the down projection, which is the same function as after it and spares keeping the
-outputs for the backward. Source: DeepSeek-V3 report, section 2.1.2.
+`reference` loops over experts and is the specification. The fast path sorts the token-expert pairs
+by expert once, runs one matrix product an expert over a contiguous slice, and gathers back with a
+fixed summation order, so that results do not depend on scheduling. The router's weight multiplies
+the activation before the down projection, which is the same function as after it and spares keeping
+the outputs for the backward. Source: DeepSeek-V3 report, section 2.1.2.
 """
 
 import torch
@@ -32,14 +32,14 @@ def run_experts(
     x_TD: Tensor, chosen_TA: Tensor, weight_TA: Tensor, gate_up_EFD: Tensor, down_EDF: Tensor
 ) -> Tensor:
     """Compute `reference` with grouped matrix products and a hand-written backward."""
-    return _Experts.apply(x_TD, chosen_TA, weight_TA, gate_up_EFD, down_EDF)  # pyright: ignore
+    return _Experts.apply(x_TD, chosen_TA, weight_TA, gate_up_EFD, down_EDF)
 
 
 def sort_pairs(chosen_TA: Tensor, experts: int) -> tuple[Tensor, Tensor, list[int]]:
     """Group the token-expert pairs by expert, in token order.
 
-    Returns the token of each sorted pair (P,), the sorted place of each pair (T, A), and the number of
-    pairs of each expert.
+    Returns the token of each sorted pair (P,), the sorted place of each pair (T, A), and the number
+    of pairs of each expert.
     """
     flat = chosen_TA.flatten()
     order = torch.argsort(flat, stable=True)
@@ -51,7 +51,7 @@ def sort_pairs(chosen_TA: Tensor, experts: int) -> tuple[Tensor, Tensor, list[in
 
 class _Experts(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x_TD, chosen_TA, weight_TA, gate_up_EFD, down_EDF):  # noqa: ANN001, ANN205
+    def forward(ctx, x_TD, chosen_TA, weight_TA, gate_up_EFD, down_EDF):
         token_P, place_TA, counts = sort_pairs(chosen_TA, gate_up_EFD.shape[0])
         width = down_EDF.shape[-1]
         x_PD = x_TD.index_select(0, token_P)
@@ -73,7 +73,7 @@ class _Experts(torch.autograd.Function):
         return _gather_sum(y_PD, place_TA)
 
     @staticmethod
-    def backward(ctx, grad_TD):  # noqa: ANN001, ANN205
+    def backward(ctx, grad_TD):
         token_P, place_TA, x_PD, hidden_PF, act_PF, weight_P, gate_up_EFD, down_EDF = (
             ctx.saved_tensors
         )

@@ -4,9 +4,10 @@ Source: Zhang and Sennrich 2019, equation 4. Surprise: the mean of squares is ta
 bf16 input, and the gain multiplies after the cast back, as in the released models.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
-from torch.autograd.function import FunctionCtx
 
 
 def reference(x: Tensor, gain: Tensor, eps: float) -> Tensor:
@@ -18,20 +19,20 @@ def reference(x: Tensor, gain: Tensor, eps: float) -> Tensor:
 
 def rms_norm(x: Tensor, gain: Tensor, eps: float) -> Tensor:
     """Compute `reference` with a hand-written backward that keeps one number a row."""
-    return _RmsNorm.apply(x, gain, eps)  # pyright: ignore[reportReturnType]
+    return _RmsNorm.apply(x, gain, eps)
 
 
 class _RmsNorm(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: FunctionCtx, x: Tensor, gain: Tensor, eps: float) -> Tensor:
+    def forward(ctx: Any, x: Tensor, gain: Tensor, eps: float) -> Tensor:
         wide = x if x.dtype == torch.float64 else x.float()
-        square_mean = torch.linalg.vector_norm(wide, dim=-1, keepdim=True).square_().div_(x.shape[-1])
-        inverse_rms = square_mean.add_(eps).rsqrt_()
+        length = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
+        inverse_rms = length.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
         ctx.save_for_backward(x, gain, inverse_rms)
         return (wide * inverse_rms).to(x.dtype).mul_(gain)
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor | None, None]:  # noqa: ANN001
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor | None, None]:
         x, gain, inverse_rms = ctx.saved_tensors
         wide = x if x.dtype == torch.float64 else x.float()
         unit = wide * inverse_rms

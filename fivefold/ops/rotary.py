@@ -17,8 +17,8 @@ from torch import Tensor
 def inverse_frequencies(parameters: Mapping[str, Any], channels: int) -> tuple[Tensor, float]:
     """Return the angular speed of each channel pair and the factor on the rotated channels.
 
-    `parameters` is `rope_parameters` of the config; speeds are fp32 of (channels / 2,), in radians a
-    token. The factor is 1 except under `yarn`.
+    `parameters` is `rope_parameters` of the config; speeds are fp32 of (channels / 2,), in radians
+    a token. The factor is 1 except under `yarn`.
     """
     exponent = torch.arange(0, channels, 2, dtype=torch.float32) / channels
     speeds = 1.0 / (float(parameters["rope_theta"]) ** exponent)

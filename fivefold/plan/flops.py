@@ -15,7 +15,7 @@ Surprise: at long context the indexer, not attention, is the quadratic part of a
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from fivefold.models.config import ModelConfig
 from fivefold.plan.config import Recompute, TrainingStage
@@ -65,7 +65,30 @@ def forward_flops(config: ModelConfig, context: int, *, sparse: bool = False) ->
     `sparse` runs the indexer and attends to its selection; a row no longer than `index_topk`
     selects everything and keeps the expanded form.
     """
-    return _forward_of(config, range(config.num_hidden_layers), context, sparse=sparse)
+    layers = layer_flops(config, range(config.num_hidden_layers), context, sparse=sparse)
+    return replace(layers, head=head_flops(config))
+
+
+def layer_flops(
+    config: ModelConfig, layers: Sequence[int], context: int, *, sparse: bool
+) -> TokenFlops:
+    """Count one token's forward pass through the layers at these indices."""
+    sparse = sparse and config.has_indexer
+    binding = sparse and context > config.index_topk
+    visible = mean_visible_keys(context)
+    keys = mean_selected_keys(context, config.index_topk) if binding else visible
+    moe = sum(config.is_moe(layer) for layer in layers)
+    indexers = _count_indexers(config, layers) * sparse
+    experts_a_token = config.num_experts_per_tok + config.n_shared_experts
+    return TokenFlops(
+        attention_projections=2 * len(layers) * attention_matrices(config),
+        attention_core=len(layers) * keys * pair_flops(config, absorbed=binding),
+        indexer_projections=2 * indexers * indexer_matrices(config),
+        indexer_scores=indexers * visible * index_pair_flops(config),
+        feed_forward=2 * (len(layers) - moe) * dense_matrices(config),
+        experts=2 * moe * experts_a_token * expert_parameters(config),
+        router=2 * moe * config.n_routed_experts * config.hidden_size,
+    )
 
 
 def training_flops(
@@ -90,10 +113,9 @@ def training_flops(
     return TokenFlops(**step | {"mtp": _mtp_step(config, context, stage, recompute)})
 
 
-def mtp_head_flops(config: ModelConfig) -> float:
-    """Count one token's forward pass through the output head at every trained MTP depth."""
-    depths = config.fivefold.mtp_depths * config.num_nextn_predict_layers
-    return depths * 2 * config.vocab_size * config.hidden_size
+def head_flops(config: ModelConfig) -> int:
+    """Count one token's forward pass through the output head."""
+    return 2 * config.vocab_size * config.hidden_size
 
 
 def decode_flops(config: ModelConfig, context: int, *, sparse: bool = False) -> TokenFlops:
@@ -124,29 +146,6 @@ def index_pair_flops(config: ModelConfig) -> int:
     return 2 * (config.index_n_heads or 0) * (config.index_head_dim + 1)
 
 
-def _forward_of(
-    config: ModelConfig, layers: Sequence[int], context: int, *, sparse: bool
-) -> TokenFlops:
-    """Count the forward pass of the layers at these indices and of one output head."""
-    sparse = sparse and config.has_indexer
-    binding = sparse and context > config.index_topk
-    visible = mean_visible_keys(context)
-    keys = mean_selected_keys(context, config.index_topk) if binding else visible
-    moe = sum(config.is_moe(layer) for layer in layers)
-    indexers = _count_indexers(config, layers) * sparse
-    experts_a_token = config.num_experts_per_tok + config.n_shared_experts
-    return TokenFlops(
-        attention_projections=2 * len(layers) * attention_matrices(config),
-        attention_core=len(layers) * keys * pair_flops(config, absorbed=binding),
-        indexer_projections=2 * indexers * indexer_matrices(config),
-        indexer_scores=indexers * visible * index_pair_flops(config),
-        feed_forward=2 * (len(layers) - moe) * dense_matrices(config),
-        experts=2 * moe * experts_a_token * expert_parameters(config),
-        router=2 * moe * config.n_routed_experts * config.hidden_size,
-        head=2 * config.vocab_size * config.hidden_size,
-    )
-
-
 def _step_of(
     config: ModelConfig,
     layers: Sequence[int],
@@ -155,7 +154,8 @@ def _step_of(
     recompute: Recompute,
 ) -> TokenFlops:
     """Count forward, backward and recomputation of these layers and one output head."""
-    forward = vars(_forward_of(config, layers, context, sparse=stage == "sparse"))
+    forward = vars(layer_flops(config, layers, context, sparse=stage == "sparse"))
+    forward |= {"head": head_flops(config)}
     again = {"none": (), "feed_forward": ("feed_forward", "experts"), "full": tuple(forward)}
     factors = {name: 4 if name in again[recompute] and name != "head" else 3 for name in forward}
     step = {name: factors[name] * flops for name, flops in forward.items()}

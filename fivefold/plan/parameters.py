@@ -107,6 +107,15 @@ def attention_matrices(config: ModelConfig) -> int:
     return query + latent_in + latent_out + heads * config.v_head_dim * width
 
 
+def latent_matrices(config: ModelConfig) -> int:
+    """Count the part of attention that tensor ranks cannot split: the two down-projections."""
+    if config.kv_lora_rank is None:
+        return 0
+    return (
+        (config.q_lora_rank or 0) + config.kv_lora_rank + config.qk_rope_head_dim
+    ) * config.hidden_size
+
+
 def indexer_matrices(config: ModelConfig) -> int:
     """Count the projection weights of one indexer: queries, the one key and the head weights."""
     if config.index_n_heads is None or config.q_lora_rank is None:

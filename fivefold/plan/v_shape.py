@@ -49,7 +49,7 @@ def v_min(ranks: int, microbatches: int, costs: StageCosts | None = None) -> Sch
 def _from_block(
     name: str, ranks: int, microbatches: int, costs: StageCosts | None, *, lifespan: int
 ) -> Schedule:
-    """Repeat the best building block; a rank holds what the busiest one does in its steady round."""
+    """Repeat the best building block under the memory of its steady round."""
     block, held = find_block(ranks, lifespan=lifespan)
     costs = costs or even_costs(2 * ranks)
     orders = repeat_block(block, ranks, microbatches)

@@ -1,7 +1,7 @@
 """The published shape with the published schedule: for planning, conversion and clusters.
 
-Pre-training on 27T tokens at 4,096 tokens of context, learning rate 0 -> 2e-4 -> 4e-5 (GLM-5 report,
-section 2.4), batch 16M -> 64M tokens over the first 500B (GLM-4.5 report, section 2.4).
+Pre-training on 27T tokens at 4,096 tokens of context, learning rate 0 -> 2e-4 -> 4e-5 (GLM-5
+report, section 2.4), batch 16M -> 64M tokens over the first 500B (GLM-4.5 report, section 2.4).
 """
 
 from fivefold.data.config import CorpusConfig, TokenizerTrainingConfig, TokensConfig

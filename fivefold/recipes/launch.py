@@ -1,6 +1,7 @@
 """Starting a run: its directory, manifest, device, log; then its stages in order.
 
-The only place where a device is chosen and the machine's global state (threads, allocator) is decided.
+The only place where a device is chosen and the machine's global state (threads, allocator) is
+decided.
 """
 
 import hashlib
@@ -66,7 +67,9 @@ def run_recipe(
 
     def context_of(stage: Stage) -> StageContext:
         metrics = StageMetrics(
-            run / "metrics.jsonl", stage.name, show=lambda line: console.print(line, highlight=False)
+            run / "metrics.jsonl",
+            stage.name,
+            show=lambda line: console.print(line, highlight=False),
         )
         return StageContext(seed, device, threads, metrics, track)
 

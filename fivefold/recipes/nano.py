@@ -1,8 +1,8 @@
 """A complete GLM-5-shaped model in minutes on two CPU cores.
 
 Real text from packages of documentation, essays and manuals; a tokenizer; packed rows; pre-training
-dense with next-token and threefold MTP loss under Muon Split. The first file to read: every stage of
-the run stands here with what it needs. Start at `fivefold run nano`.
+dense with next-token and threefold MTP loss under Muon Split. The first file to read: every stage
+of the run stands here with what it needs. Start at `fivefold run nano`.
 """
 
 from fivefold.data.config import CorpusConfig, TokenizerTrainingConfig, TokensConfig

@@ -31,7 +31,7 @@ def draw_block(path: Path) -> Markup:
         draw = _KINDS.get(kind)
         body = draw(block) if draw else _note(path, f"has the unknown kind {kind!r}")
         title, note = block.get("title"), block.get("note")
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
         reason = f"cannot be drawn ({type(error).__name__}: {error})"
         return element("section", _note(path, reason[:200]), class_="block")
     return element(
@@ -80,7 +80,7 @@ def _draw_table(block: Block) -> Markup:
             *(
                 element(
                     "td",
-                    format_exact(cell) if _is_plain_number(cell) else str(cell),
+                    _spell_cell(cell),
                     class_="number" if numeric else None,
                 )
                 for cell, numeric in zip(row, is_number, strict=True)
@@ -166,8 +166,10 @@ def _draw_samples(block: Block) -> Markup:
     return element("ol", *items, class_="samples")
 
 
-def _is_plain_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+def _spell_cell(value: object) -> str:
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return format_exact(value)
+    return "" if value is None else str(value)
 
 
 _KINDS: Mapping[str, Callable[[Block], Markup]] = {

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from markupsafe import Markup
 
 from fivefold.report.markup import element, join
-from fivefold.report.scale import Axis, fit_axis, format_number
+from fivefold.report.scale import Axis, fit_axis, format_number, format_ticks
 
 WIDTH = 1000
 """Horizontal units of the drawing; vertical units are CSS pixels."""
@@ -70,7 +70,7 @@ def draw_chart(chart: Chart) -> Markup:
     )
     notes = [chart.caption]
     if dropped:
-        notes.append(element("span", f"{dropped} points that the axes cannot show are left out."))
+        notes.append(element("span", f" Points that the axes cannot show: {dropped}."))
     small_print = element("p", join(notes), class_="small-print") if any(notes) else None
     if not drawn:
         return element("figure", head, element("p", "No points."), small_print, class_="chart")
@@ -83,7 +83,9 @@ def draw_chart(chart: Chart) -> Markup:
         "div",
         _svg(chart, drawn, x_axis, y_axis),
         _tick_labels(chart, x_axis, y_axis),
-        _end_labels(chart, drawn, y_axis, with_names=names_at_edge),
+        _end_labels(chart, drawn, y_axis, with_names=names_at_edge)
+        if len(drawn) * LABEL_PIXELS <= chart.height
+        else None,
         element("span", chart.x_label, class_="x-label"),
         class_="plot named" if names_at_edge else "plot",
         style=f"height:{chart.height}px",
@@ -208,23 +210,24 @@ def _path(x: Sequence[float], y: Sequence[float], x_axis: Axis, y_axis: Axis, he
 
 
 def _tick_labels(chart: Chart, x_axis: Axis, y_axis: Axis) -> Markup:
+    x_ticks, y_ticks = x_axis.ticks(3), y_axis.ticks(4)
     labels = [
         element(
             "span",
-            format_number(tick),
+            text,
             class_="y-tick",
             style=f"top:{_round(_from_top(y_axis, tick, chart.height))}px",
         )
-        for tick in y_axis.ticks(4)
+        for tick, text in zip(y_ticks, format_ticks(y_ticks), strict=True)
     ]
     labels += [
         element(
             "span",
-            format_number(tick),
+            text,
             class_="x-tick",
             style=f"left:{_round(x_axis.fraction(tick) * 100)}%",
         )
-        for tick in x_axis.ticks(4)
+        for tick, text in zip(x_ticks, format_ticks(x_ticks), strict=True)
     ]
     return join(labels)
 

@@ -48,7 +48,9 @@ GROUPS = (
         first_colour=2,
     ),
     Group("Learning rate", "", r"train/(?P<name>(?:\w+_)?lr(?:_\w+)?)", first_colour=3),
-    Group("Gradient norm", "", r"train/(?P<name>grad_norm)", is_noisy=True, first_colour=5),
+    Group(
+        "Gradient norm", "", r"train/(?P<name>(?:\w+_)?grad_norm)", is_noisy=True, first_colour=5
+    ),
     Group(
         "Speed",
         "tokens a second",
@@ -89,11 +91,10 @@ def draw_curves(stage: StageRecord, gzip_bits_per_byte: float | None) -> Markup 
             claimed.update(members)
             figures.append(_draw_group(group, members, stage, gzip_bits_per_byte))
     others = [name for name in changing if name not in claimed]
-    small = [_draw_single(name, stage) for name in sorted(others)]
+    figures += [_draw_single(name, stage) for name in sorted(others)]
     longest = max((len(curve.values) for curve in changing.values()), default=0)
     parts = [
         element("div", *figures, class_="charts") if figures else None,
-        element("div", *small, class_="charts small") if small else None,
         element("p", SMOOTHING_NOTE, class_="small-print") if longest >= SMOOTH_FROM else None,
         _list_steady(steady) if steady else None,
     ]
@@ -108,7 +109,7 @@ def _draw_group(
         match = re.fullmatch(group.pattern, metric)
         assert match is not None, "members were chosen by this pattern"
         curve = stage.curves[metric]
-        name = match["name"].replace("_", " ")
+        name = match["name"].removesuffix("_grad_norm").replace("_", " ")
         name = f"depth {name}" if name.isdigit() else name
         is_noisy = group.is_noisy and metric.startswith("train/")
         lines.append(Line(name, curve.x, curve.values, group.first_colour + index, False, is_noisy))

@@ -1,5 +1,8 @@
 """What a reader can do with a finished or interrupted run, as commands to copy."""
 
+import shlex
+from pathlib import PurePath
+
 from markupsafe import Markup
 
 from fivefold.report.markup import element
@@ -15,9 +18,9 @@ def draw_next_steps(run: RunRecord) -> Markup:
     model = f"{place}/{models[-1] if models else 'STAGE/checkpoint'}"
     trained = [stage.name for stage in run.stages if TOKENS_METRIC in stage.curves]
     budget = f"{trained[0] if trained else 'pretrain'}.total_tokens"
-    resume = str(run.manifest.get("command") or run_recipe)
+    resume = _spell_command(run.manifest.get("command")) or run_recipe
     steps = [
-        ("Continue a text", f"fivefold generate {model} 'Once upon a time'"),
+        ("Continue a text", f"fivefold generate {model} --prompt 'Once upon a time'"),
         ("Talk to the model", f"fivefold chat {model}"),
         ("Go on after an interruption; finished stages are skipped", resume),
         (
@@ -47,3 +50,11 @@ def draw_next_steps(run: RunRecord) -> Markup:
         ),
         class_="next",
     )
+
+
+def _spell_command(command: object) -> str:
+    """Return the command line of a run, given as text or as its arguments; empty if neither."""
+    if isinstance(command, list) and command:
+        program, *arguments = map(str, command)
+        return shlex.join([PurePath(program).name, *arguments])
+    return command if isinstance(command, str) else ""

@@ -47,7 +47,7 @@ def write_report(run: Path) -> Path:
     page = draw_page(read_run(run))
     path = run / "report.html"
     with atomic_write(path) as partial:
-        partial.write_text(page, encoding="utf-8")
+        partial.write_text(page, encoding="utf-8", errors="replace")
     return path
 
 
@@ -101,7 +101,7 @@ def _draw_stage(stage: StageRecord, gzip_bits: float | None) -> Markup | None:
         draw_curves(stage, gzip_bits),
         join(draw_block(path) for path in stage.blocks),
         _draw_json("Configuration", stage.config) if stage.config else None,
-        id=stage.name,
+        id=f"stage-{stage.name}",
         class_="stage",
     )
 
@@ -129,9 +129,15 @@ def _describe_origin(manifest: dict[str, Any]) -> str:
         "{}": hardware.get("cpu"),
         "{} threads": manifest.get("threads"),
         "seed {}": manifest.get("seed"),
-        "commit {}": str(manifest.get("commit") or "")[:12] or None,
+        "commit {}": _spell_commit(manifest.get("commit")),
     }
     return " · ".join(form.format(value) for form, value in parts.items() if value is not None)
+
+
+def _spell_commit(commit: object) -> str | None:
+    """Return twelve digits of a commit, and the mark of uncommitted changes if it bears one."""
+    digits, mark, changes = str(commit or "").partition("+")
+    return digits[:12] + mark + changes or None
 
 
 def _spell_time(moment: object) -> str | None:

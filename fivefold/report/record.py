@@ -60,12 +60,13 @@ class RunRecord:
     stages: list[StageRecord]
     notes: list[str]
 
-    def last_value(self, metric: str) -> float | None:
-        """Return the latest value of a metric, from the last stage that logged it."""
+    def last_value(self, *metrics: str) -> float | None:
+        """Return the latest value from the last stage that logged any; earlier names come first."""
         for stage in reversed(self.stages):
-            curve = stage.curves.get(metric)
-            if curve is not None and curve.values:
-                return curve.values[-1]
+            for metric in metrics:
+                curve = stage.curves.get(metric)
+                if curve is not None and curve.values:
+                    return curve.values[-1]
         return None
 
 

@@ -62,6 +62,14 @@ def format_number(value: float) -> str:
     return f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}"
 
 
+def format_ticks(ticks: list[float]) -> list[str]:
+    """Spell the ticks of one axis, with as many digits as tell them apart."""
+    short = [format_number(tick) for tick in ticks]
+    if len(set(short)) == len(ticks):
+        return short
+    return [f"{tick:.8g}" for tick in ticks]
+
+
 def format_exact(value: float) -> str:
     """Spell a value for a table: whole numbers in full, others with six digits."""
     if math.isfinite(value) and value == round(value) and abs(value) < 1e15:

@@ -7,7 +7,8 @@ from fivefold.report.markup import element, join
 from fivefold.report.record import TOKENS_METRIC, RunRecord, StageRecord
 from fivefold.report.scale import format_number, format_seconds
 
-BITS_METRIC = "validation/bits_per_byte"
+BITS_METRICS = ("validation/final_bits_per_byte", "validation/bits_per_byte")
+"""All held-out documents at the end of a stage; failing that, the sample of them along training."""
 UNKNOWN = "\N{EN DASH}"
 """Stands for a figure that the run does not give."""
 CLEAR_MARGIN = 0.05
@@ -41,7 +42,7 @@ def draw_figures(run: RunRecord) -> Markup:
     """Return the strip of key figures."""
     finished = sum(stage.state == "finished" for stage in run.stages)
     seconds = [stage.seconds for stage in run.stages if stage.seconds is not None]
-    bits, gzip = run.last_value(BITS_METRIC), run.last_value(GZIP_METRIC)
+    bits, gzip = run.last_value(*BITS_METRICS), run.last_value(GZIP_METRIC)
     tokens = count_tokens(run)
     figures = [
         ("stages finished", f"{finished} of {len(run.stages)}", None),
@@ -79,7 +80,7 @@ def draw_timeline(run: RunRecord) -> Markup:
         rows.append(
             element(
                 "li",
-                element("a", stage.name, href=f"#{stage.name}"),
+                element("a", stage.name, href=f"#stage-{stage.name}"),
                 element("span", bar, class_="clock"),
                 draw_state(stage),
                 class_=stage.state.replace(" ", "-"),
@@ -101,14 +102,16 @@ def draw_state(stage: StageRecord) -> Markup:
 
 
 def _describe_compression(run: RunRecord) -> str:
-    bits, gzip = run.last_value(BITS_METRIC), run.last_value(GZIP_METRIC)
+    bits, gzip = run.last_value(*BITS_METRICS), run.last_value(GZIP_METRIC)
     if bits is None:
         return "The model has not been measured on held-out text yet."
-    learned = f"The model predicts held-out text at {bits:.2f} bits a byte"
+    is_final = bits == run.last_value(BITS_METRICS[0])
+    text = "the held-out text" if is_final else "a sample of the held-out text"
+    learned = f"The model predicts {text} at {bits:.2f} bits a byte"
     if gzip is None:
         return f"{learned}; there is no gzip figure to compare it with."
     saving = 1 - bits / gzip
-    reference = f"gzip -9, which spends {gzip:.2f} on the same bytes"
+    reference = f"gzip -9, which spends {gzip:.2f} on all of it"
     if saving >= CLEAR_MARGIN:
         return f"{learned}, {saving:.0%} less than {reference}: it has learned the language."
     if saving > 0:

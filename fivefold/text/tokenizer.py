@@ -4,7 +4,7 @@ The tokenizer is a Hugging Face `tokenizers` model, saved so that transformers, 
 open it. This wrapper adds what training needs: text never turns into a special token (a web page
 that contains `<|user|>` must not open a turn), bytes per id for bits-per-byte, a decoder that
 streams whole characters, and the framing of documents. The layout of the vocabulary follows the
-released GLM-5 tokenizer, whose directory loads here too.
+released GLM-5 tokenizer.
 
 Surprise: two backends share one vocabulary. The one without added tokens encodes, so special ids
 cannot come out of text whatever flags the added tokens carry.

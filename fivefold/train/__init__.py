@@ -1,6 +1,7 @@
 """Gradient stages: from packed rows to a trained checkpoint.
 
-Reading order: `config`, `stages` (the recipe's torch-free handles), `pretrain`, `loop`, `step`, `losses`,
-`batch`, `balance` (router bias), `optimizer` with `muon`, `schedule`, `checkpoint` (resume), `evaluate`,
-`sample`. May import `models`, `data`, `ops`, `plan` and everything below; never `serve` or `recipes`.
+Reading order: `config`, `stages` (the recipe's torch-free handles), `pretrain`, `loop`, `step`,
+`losses`, `batch`, `balance` (router bias), `optimizer` with `muon`, `schedule`, `checkpoint`
+(resume), `evaluate`, `sample`. May import `models`, `data`, `ops`, `plan` and everything below;
+never `serve` or `recipes`.
 """

@@ -1,9 +1,9 @@
 """Keeping experts evenly used: the loss-free bias and the small sequence loss.
 
-After each optimizer step the bias of an expert moves by a fixed rate towards use: up if it had fewer
-tokens than the mean over the global batch, down if more (Wang et al. 2024; DeepSeek-V3 report, section
-2.1.2). The sequence loss guards against collapse within one row; its gradient passes through the mean
-scores only. The MTP layer's router is balanced over all depths together.
+After each optimizer step the bias of an expert moves by a fixed rate towards use: up if it had
+fewer tokens than the mean over the global batch, down if more (Wang et al. 2024; DeepSeek-V3
+report, section 2.1.2). The sequence loss guards against collapse within one row; its gradient
+passes through the mean scores only. The MTP layer's router is balanced over all depths together.
 """
 
 from collections.abc import Sequence
@@ -18,8 +18,8 @@ from fivefold.models.transformer import Transformer
 def sequence_balance_loss(routing: Routing, rows: int) -> Tensor:
     """Return sum over experts of f x P, averaged over rows; 1 at perfect balance.
 
-    f is an expert's share of the row's choices times the number of experts, P the mean over the row's
-    tokens of its normalised score. Source: DeepSeek-V3 report, equations 17 to 20.
+    f is an expert's share of the row's choices times the number of experts, P the mean over the
+    row's tokens of its normalised score. Source: DeepSeek-V3 report, equations 17 to 20.
     """
     experts = routing.scores_TE.shape[1]
     share_TE = routing.scores_TE / routing.scores_TE.sum(-1, keepdim=True)

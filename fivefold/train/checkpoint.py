@@ -7,6 +7,8 @@ kill during a save costs one interval at most. Export for users is `models.conve
 
 import re
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -78,9 +80,9 @@ def _tensors(model: Transformer, optimizer: HybridOptimizer) -> dict[str, dict[s
     return {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
 
 
-class _single_process(warnings.catch_warnings):  # noqa: N801
+@contextmanager
+def _single_process() -> Iterator[None]:
     """Hush torch's note that it saves or loads without a process group."""
-
-    def __enter__(self) -> None:
-        super().__enter__()
+    with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*torch.distributed.*", category=UserWarning)
+        yield

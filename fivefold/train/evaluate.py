@@ -1,7 +1,7 @@
 """Held-out loss in bits per byte, which compares across tokenizers.
 
-Every token of a document is predicted exactly once: rows overlap by one token. Bits of all tokens, the
-end of the document included, divided by the bytes that the tokens stand for.
+Every token of a document is predicted exactly once: rows overlap by one token. Bits of all tokens,
+the end of the document included, divided by the bytes that the tokens stand for.
 """
 
 import math
@@ -50,6 +50,4 @@ def evaluate(
         real = labels[labels != IGNORED]
         tokens += real.numel()
         byte_count += int(bytes_W[real].sum())
-    return Validation(
-        float(nats) / max(tokens, 1), float(nats) / math.log(2) / max(byte_count, 1)
-    )
+    return Validation(float(nats) / max(tokens, 1), float(nats) / math.log(2) / max(byte_count, 1))

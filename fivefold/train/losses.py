@@ -1,7 +1,8 @@
 """The pre-training loss of one microbatch: next token, MTP depths, router balance.
 
-Each depth is a mean over its own labels of the GLOBAL batch, so that microbatching and packing change
-nothing; the caller gives the denominators. All depths share one chunked pass over the output head.
+Each depth is a mean over its own labels of the GLOBAL batch, so that microbatching and packing
+change nothing; the caller gives the denominators. All depths share one chunked pass over the output
+head.
 """
 
 from collections.abc import Sequence

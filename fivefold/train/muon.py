@@ -52,6 +52,7 @@ class MatrixSplit:
 
 
 WHOLE = (MatrixSplit(),)
+"""Splits of a parameter that is one matrix."""
 ADAMW: tuple[MatrixSplit, ...] = ()
 """Splits of a parameter that Muon leaves to AdamW."""
 
@@ -189,7 +190,7 @@ class Muon:
             parameter = self.parameters[block.name]
             assert parameter.grad is not None
             weights.append(block.of(parameter))
-            gradients.append(block.of(parameter.grad.contiguous()))
+            gradients.append(block.of(parameter.grad))
             momenta.append(block.of(self.momenta[block.name]))
         torch._foreach_lerp_(momenta, gradients, 1 - config.momentum)
         if config.nesterov:

@@ -1,7 +1,8 @@
 """The pre-training stage: build the model, train it on packed rows, export it.
 
-Trained dense: `index_topk` is set to the longest context, so that every engine that opens the checkpoint
-runs it as it was trained. The stage that adapts a model to sparse attention writes the real value.
+Trained dense: `index_topk` is set to the longest context, so that every engine that opens the
+checkpoint runs it as it was trained. The stage that adapts a model to sparse attention writes the
+real value.
 """
 
 import logging

@@ -71,14 +71,10 @@ def train_step(
         optimizer.step(lr)
     optimizer.zero_grad()
     counts = balance.update(router_bias_rate(tokens_before, config) if is_finite else 0.0)
-    return StepResult(
-        depth_nats.tolist(), float(balance_loss), norms, lr, not is_finite, counts
-    )
+    return StepResult(depth_nats.tolist(), float(balance_loss), norms, lr, not is_finite, counts)
 
 
-def clip_gradients(
-    groups: Mapping[str, list[nn.Parameter]], limit: float
-) -> dict[str, float]:
+def clip_gradients(groups: Mapping[str, list[nn.Parameter]], limit: float) -> dict[str, float]:
     """Scale each group's gradients to at most `limit`; returns the norms before."""
     norms = {}
     for name, parameters in groups.items():

@@ -9,15 +9,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny_model import build, ids_of
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.models.glm_moe_dsa import modeling_glm_moe_dsa
 
-from fivefold.models.config import ModelConfig, read_config
+from fivefold.models.config import read_config
 from fivefold.models.convert import read_checkpoint, released_tensors, write_checkpoint
-from fivefold.models.initialise import initialise
 from fivefold.models.preset import preset
-from fivefold.models.transformer import Transformer
 
 pytestmark = pytest.mark.numerics
 TOLERANCE = 1e-5
@@ -57,22 +56,6 @@ CONFIGS = {
 @pytest.fixture(autouse=True)
 def _quiet_load_report() -> None:
     logging.getLogger("transformers").setLevel(logging.ERROR)
-
-
-def build(config: ModelConfig, *, deviation: float = 0.08) -> Transformer:
-    """Make a model whose logits are of order 1 and whose router bias matters."""
-    model = Transformer(config)
-    generator = torch.Generator().manual_seed(1)
-    initialise(model, config.model_copy(update={"initializer_range": deviation}), generator)
-    for name, buffer in model.named_buffers():
-        if name.endswith("e_score_correction_bias"):
-            buffer.normal_(0, 0.05, generator=generator)
-    return model.eval()
-
-
-def ids_of(config: ModelConfig, rows: int, tokens: int, seed: int = 0) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randint(0, config.vocab_size, (rows, tokens), generator=generator)
 
 
 def stable_topk(scores: Tensor, k: int, dim: int = -1, **_: object) -> tuple[Tensor, Tensor]:

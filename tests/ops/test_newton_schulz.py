@@ -53,6 +53,16 @@ def test_coefficients_bring_all_but_tiny_singular_values_near_one(
     assert mapped.max() < highest
 
 
+def test_polar_express_polynomials_equioscillate_around_one() -> None:
+    # Each minimises the largest |p(s) - 1| on what the ones before make of [0.001, 1], so its
+    # extremes lie as far above one as below. The stored ones take an argument 1.05 times as large.
+    values = torch.logspace(-3, 0, 20_001, dtype=torch.float64)
+    for a, b, c in COEFFICIENTS["polar_express"]:
+        scaled = 1.05 * values
+        values = a * scaled + b * scaled**3 + c * scaled**5
+        assert abs(values.min() + values.max() - 2.0) < 1e-6
+
+
 @pytest.mark.numerics
 @pytest.mark.parametrize(("name", "error"), [("polar_express", 0.10), ("glm45", 0.18)])
 @pytest.mark.parametrize("shape", [(1, 256, 512), (1, 512, 256)])

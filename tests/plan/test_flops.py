@@ -8,9 +8,9 @@ from fivefold.models.preset import PRESETS, preset
 from fivefold.plan.flops import (
     decode_flops,
     forward_flops,
+    head_flops,
     mean_selected_keys,
     mean_visible_keys,
-    mtp_head_flops,
     pair_flops,
     training_flops,
 )
@@ -86,7 +86,7 @@ def test_training_mtp_scales_with_depths() -> None:
 
     assert mtp[1] == pytest.approx(2 * mtp[0])
     assert mtp[2] == pytest.approx(3 * mtp[0])
-    assert 3 * mtp_head_flops(shapes[2]) < mtp[2]
+    assert 3 * 3 * head_flops(shapes[2]) < mtp[2]
 
 
 @given(

@@ -12,7 +12,7 @@ import pytest
 
 MANIFEST = {
     "recipe": "nano",
-    "commit": "4be1f6d20c9a77b1e5",
+    "commit": "4be1f6d20c9a77b1e5+changes",
     "config_hash": "9f31c2aa01d4e0b7",
     "lock_hash": "77ab0d2c51e9f3a8",
     "seed": 0,
@@ -21,7 +21,7 @@ MANIFEST = {
     "hardware": {"cpu": "a quiet 2-core machine", "cores": 2, "memory_bytes": 8589934592},
     "versions": {"python": "3.11.2", "torch": "2.13.0", "fivefold": "0.1.0"},
     "started": "2026-03-01T09:30:00+00:00",
-    "command": "fivefold run nano --run-dir runs/nano",
+    "command": [".venv/bin/fivefold", "run", "nano", "--run-dir", "runs/my nano"],
 }
 CONFIG = {
     "corpus": {
@@ -125,7 +125,8 @@ def pretrain_records(steps: int, tokens_per_step: int, start: float, seed: int) 
         record |= {
             "train/aux_loss": 0.01 + 0.004 * math.exp(-4 * done),
             "train/lr": 0.02 * warm * (0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * done))),
-            "train/grad_norm": 0.4 + 3 * math.exp(-20 * done) + abs(noise.gauss(0, 0.08)),
+            "train/muon_grad_norm": 0.4 + 3 * math.exp(-20 * done) + abs(noise.gauss(0, 0.08)),
+            "train/adamw_grad_norm": 0.9 + 2 * math.exp(-9 * done) + abs(noise.gauss(0, 0.08)),
             "train/tokens_per_second": 3900
             + noise.gauss(0, 150)
             - (900 if 0.5 < done < 0.55 else 0),

@@ -1,0 +1,107 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import zstandard
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fivefold.data.document import Document, document_id, document_writer, read_documents
+from fivefold.errors import CorruptFileError
+
+
+def write(path: Path, documents: list[Document]) -> None:
+    with document_writer(path) as add:
+        for document in documents:
+            add(document)
+
+
+def some_documents(count: int) -> list[Document]:
+    return [
+        Document(document_id("s", str(n)), f"text {n} \u4e2d\n" * 50, "s", str(n), "en", {"n": n})
+        for n in range(count)
+    ]
+
+
+@given(texts=st.lists(st.text(st.characters(exclude_categories=["Cs"])), max_size=8))
+def test_documents_read_back_equal(texts: list[str], tmp_path_factory: pytest.TempPathFactory):
+    path = tmp_path_factory.mktemp("d") / "x.jsonl.zst"
+    documents = [Document(str(n), text, "s", f"u{n}") for n, text in enumerate(texts)]
+    write(path, documents)
+    assert list(read_documents(path)) == documents
+
+
+def test_reader_follows_several_frames(tmp_path: Path):
+    path = tmp_path / "x.jsonl.zst"
+    lines = [b'{"text": "one"}\n', b'{"text": "two"}\n{"text": "three"}']
+    path.write_bytes(b"".join(zstandard.ZstdCompressor().compress(line) for line in lines))
+    assert [document.text for document in read_documents(path)] == ["one", "two", "three"]
+
+
+def test_reader_reports_any_truncation(tmp_path: Path):
+    path = tmp_path / "x.jsonl.zst"
+    write(path, some_documents(20))
+    whole = path.read_bytes()
+    for kept in range(len(whole)):
+        path.write_bytes(whole[:kept])
+        with pytest.raises(CorruptFileError, match="zstd"):
+            list(read_documents(path))
+
+
+def test_reader_reports_a_flipped_bit(tmp_path: Path):
+    path = tmp_path / "x.jsonl.zst"
+    write(path, some_documents(20))
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 4
+    path.write_bytes(content)
+    with pytest.raises(CorruptFileError):
+        list(read_documents(path))
+
+
+@pytest.mark.parametrize("line", ["{", '{"text": 3}', "[1]", '{"no": "text"}', "\xff"])
+def test_reader_names_file_and_line_of_a_bad_row(line: str, tmp_path: Path):
+    path = tmp_path / "mine.jsonl"
+    path.write_bytes(b'{"text": "fine"}\n' + line.encode("latin-1") + b"\n")
+    with pytest.raises(CorruptFileError, match=r"line 2 of .*mine\.jsonl"):
+        list(read_documents(path))
+
+
+def test_user_rows_need_only_text(tmp_path: Path):
+    path = tmp_path / "mine.jsonl"
+    path.write_text('{"text": "a"}\n\n{"text": "b", "source": "web"}\n')
+    first, second = read_documents(path)
+    assert (first.text, first.source, first.url) == ("a", "mine", "mine.jsonl#1")
+    assert second.source == "web"
+    assert first.id != second.id
+
+
+def test_writer_leaves_nothing_when_interrupted(tmp_path: Path):
+    path = tmp_path / "x.jsonl.zst"
+
+    def interrupted() -> None:
+        with document_writer(path) as add:
+            add(some_documents(1)[0])
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_writer_killed_at_any_moment_leaves_no_file_of_that_name(tmp_path: Path):
+    path = tmp_path / "x.jsonl.zst"
+    program = (
+        "import os, sys, pathlib\n"
+        "from fivefold.data.document import Document, document_writer\n"
+        "with document_writer(pathlib.Path(sys.argv[1])) as add:\n"
+        "    for n in range(3000):\n"
+        "        add(Document(str(n), os.urandom(500).hex(), 's'))\n"
+        "    os.kill(os.getpid(), 9)\n"
+    )
+    result = subprocess.run([sys.executable, "-c", program, str(path)], check=False)
+    assert result.returncode == -9
+    assert [file.name for file in tmp_path.iterdir()] == ["x.jsonl.zst.partial"]
+    write(path, some_documents(3))
+    assert list(read_documents(path)) == some_documents(3)
+    assert [file.name for file in tmp_path.iterdir()] == ["x.jsonl.zst"]
