@@ -10,7 +10,8 @@ import difflib
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, TypeVar
+from types import UnionType
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
 import pydantic
 
@@ -54,12 +55,15 @@ def _hashed_part(value: object) -> Any:
         for name, field in type(value).model_fields.items():
             if not any(isinstance(mark, Unhashed) for mark in field.metadata):
                 child = getattr(value, name)
-                kept[name] = _hashed_part(child) if _holds_config(child) else dumped[name]
+                kept[name] = _hashed_part(child if _holds_config(child) else dumped[name])
         return kept
     if isinstance(value, (list, tuple)):
         return [_hashed_part(item) for item in value]
     if isinstance(value, dict):
         return {key: _hashed_part(item) for key, item in value.items()}
+    if isinstance(value, float) and value.is_integer():
+        # Equal configs have equal hashes: a free-form 10000 and a 10000.0 are the same value.
+        return int(value)
     return value
 
 
@@ -118,7 +122,12 @@ def validate(kind: type[ConfigT], document: object, *, where: str) -> ConfigT:
         first = error.errors()[0]
         path = ".".join([where, *(str(part) for part in first["loc"])])
         if first["type"] == "extra_forbidden":
-            raise _unknown(str(first["loc"][-1]), list(kind.model_fields), path) from error
+            annotation: Any = kind
+            for part in first["loc"][:-1]:
+                annotation = _inside(annotation, str(part))
+            inner = _config_of(annotation)
+            known = list(inner.model_fields) if inner is not None else []
+            raise _unknown(str(first["loc"][-1]), known, path) from error
         cause = first.get("ctx", {}).get("error")
         if isinstance(cause, ConfigError):
             raise cause from error
@@ -132,12 +141,12 @@ def validate(kind: type[ConfigT], document: object, *, where: str) -> ConfigT:
 
 def _assign(
     document: dict[str, Any] | list[Any],
-    kind: type[pydantic.BaseModel] | None,
+    annotation: Any,
     keys: list[str],
     whole: str,
     value: Any,
 ) -> None:
-    """Set the value at `keys[1:]` inside `document`; `kind` describes it where it is a config."""
+    """Set the value at `keys[1:]` inside `document`, which is the dump of an `annotation`."""
     if len(keys) == 1:
         raise ConfigError(
             expected=f"a key inside `{keys[0]}`",
@@ -145,6 +154,7 @@ def _assign(
             fix=f"Name the field, for example `{keys[0]}.FIELD=value`",
         )
     key = keys[1]
+    kind = _config_of(annotation)
     known = list(kind.model_fields) if kind is not None else []
     if isinstance(document, list):
         known = [str(index) for index in range(len(document))]
@@ -166,26 +176,45 @@ def _assign(
             found=f"the single value {child!r}",
             fix=f"Assign `{key}` itself",
         )
-    inner = kind if isinstance(document, list) else _field_config(kind, key)
-    _assign(child, inner, keys[1:], whole, value)
+    _assign(child, _inside(annotation, key), keys[1:], whole, value)
 
 
-def _field_config(
-    kind: type[pydantic.BaseModel] | None, key: str
-) -> type[pydantic.BaseModel] | None:
-    """Return the config class that the field holds, looking through optional and list types."""
-    if kind is None:
-        return None
-    pending: list[Any] = [kind.model_fields[key].annotation] if key in kind.model_fields else []
-    while pending:
-        annotation = pending.pop()
-        if isinstance(annotation, type) and issubclass(annotation, pydantic.BaseModel):
-            return annotation
-        pending.extend(getattr(annotation, "__args__", ()))
+def _inside(annotation: Any, key: str) -> Any:
+    """Return the annotation of what `key` names inside a value of `annotation`; None if unknown."""
+    for option in _options(annotation):
+        if _config_of(option) is not None and key in option.model_fields:
+            return option.model_fields[key].annotation
+        items = [item for item in get_args(option) if item is not Ellipsis]
+        if get_origin(option) is tuple and key.isdigit():
+            return items[min(int(key), len(items) - 1)]
+        if get_origin(option) in (dict, list):
+            return items[-1]
     return None
+
+
+def _config_of(annotation: Any) -> type[pydantic.BaseModel] | None:
+    """Return the config class among the types that `annotation` admits, if there is one."""
+    for option in _options(annotation):
+        if isinstance(option, type) and issubclass(option, pydantic.BaseModel):
+            return option
+    return None
+
+
+def _options(annotation: Any) -> list[Any]:
+    """Return the types that `annotation` admits, without `Annotated` marks."""
+    if get_origin(annotation) is Annotated:
+        return _options(get_args(annotation)[0])
+    if get_origin(annotation) in (Union, UnionType):
+        return [option for part in get_args(annotation) for option in _options(part)]
+    return [annotation]
 
 
 def _unknown(key: str, known: list[str], whole: str) -> ConfigError:
     near = difflib.get_close_matches(key, known, n=1)
-    choice = f"Did you mean `{near[0]}`" if near else f"Known here: {', '.join(sorted(known))}"
+    if near:
+        choice = f"Did you mean `{near[0]}`"
+    elif known:
+        choice = f"Known here: {', '.join(sorted(known))}"
+    else:
+        choice = "Nothing has a name here; assign the whole group as JSON"
     return ConfigError(expected=f"a known key in `{whole}`", found=repr(key), fix=choice)

@@ -55,6 +55,9 @@ def _versions() -> dict[str, str]:
 def _commit() -> str | None:
     """Return the commit of a source checkout, marked where files differ from it; None elsewhere."""
     root = Path(__file__).resolve().parent.parent
+    # An installed package may lie inside another project's checkout, whose commit is not ours.
+    if not (root / ".git").exists():
+        return None
     git = ["git", "-C", str(root)]
     try:
         head = subprocess.run(

@@ -32,11 +32,15 @@ class StageMetrics:
         self._stage = stage
         self._show = show
         self._clock = clock
+        self._mended = False
 
     def write(self, step: int, values: Mapping[str, float], *, shown: str | None = None) -> None:
         """Append one record; `shown` is a line for the console, rendered from the same numbers."""
         record = {"stage": self._stage, "step": step, "time_seconds": round(self._clock(), 3)}
         record.update({name: _plain(value) for name, value in values.items()})
+        if not self._mended:
+            _drop_cut_line(self._path)
+            self._mended = True
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
         if shown is not None and self._show is not None:
@@ -57,6 +61,17 @@ class StageMetrics:
             file.flush()
             os.fsync(file.fileno())
         partial.replace(self._path)
+
+
+def _drop_cut_line(path: Path) -> None:
+    """Remove what a kill left of a last line, so that the next record starts a line of its own."""
+    if not path.exists():
+        return
+    with path.open("rb+") as file:
+        content = file.read()
+        whole = content.rfind(b"\n") + 1
+        if whole < len(content):
+            file.truncate(whole)
 
 
 def _plain(value: float) -> float | int | str:

@@ -6,8 +6,8 @@ digest of what it wrote. A stage whose fingerprint stands there is skipped, one 
 on where it was, one whose config or inputs changed starts anew after its directory was set aside
 under `previous/`: nothing that took hours is deleted unless `--fresh` says so.
 
-The digest of an output covers every file but `page/` (plots), `state/` (resume state) and the
-markers.
+The digest of an output covers every file but `page/` (plots), `state/` (resume state), the markers,
+and what a kill left half-written (`*.partial`).
 """
 
 import abc
@@ -108,8 +108,9 @@ def atomic_write(path: Path) -> Iterator[Path]:
         StorageError: the disk is full or read-only.
     """
     partial = path.with_name(path.name + ".partial")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    remove(partial)
+    with storage_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        remove(partial)
     try:
         with storage_errors(path):
             yield partial
@@ -127,21 +128,38 @@ def storage_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO):
+        if error.errno not in _STORAGE_FAULTS:
             raise
-        free = _free_bytes(path)
+        # A stage also reads: the fault may lie at a file of the user's, far from what it writes.
+        named = Path(error.filename) if isinstance(error.filename, str) else path
+        is_ours = str(named.absolute()).startswith(str(path.absolute()))
+        place = path if is_ours else named
         raise StorageError(
-            expected=f"to be able to write `{path}`",
-            found=f"{error.strerror}, {free / 2**20:,.0f} MiB free",
-            fix="Free space, or choose another place with `--run-dir`; a finished stage is kept "
-            "and the same command goes on from there",
+            expected=f"to be able to {'write' if is_ours else 'open'} `{place}`",
+            found=f"{error.strerror}, {_free_bytes(place) / 2**20:,.0f} MiB free",
+            fix="Free space, correct the permissions, or choose another place with `--run-dir`; a "
+            "finished stage is kept and the same command goes on from there",
         ) from error
 
 
+_STORAGE_FAULTS = (
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EFBIG,
+    errno.EROFS,
+    errno.EACCES,
+    errno.EIO,
+)
+
+
 def _free_bytes(path: Path) -> int:
-    while not path.exists():
-        path = path.parent
-    return shutil.disk_usage(path).free
+    """Return the free bytes of the nearest place above `path` that can be asked."""
+    for place in (path, *path.absolute().parents):
+        try:
+            return shutil.disk_usage(place).free
+        except OSError:
+            continue
+    return 0
 
 
 def remove(path: Path) -> None:
@@ -159,11 +177,12 @@ def write_json(path: Path, value: object) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """Read a marker; None if it is missing or cut."""
+    """Read a marker; None if it is missing, cut or another kind of file."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, json.JSONDecodeError):
+        value = json.loads(path.read_bytes())
+    except (FileNotFoundError, NotADirectoryError, ValueError):
         return None
+    return value if isinstance(value, dict) else None
 
 
 def digest_directory(root: Path) -> str:
@@ -172,6 +191,8 @@ def digest_directory(root: Path) -> str:
     for path in sorted(path for path in root.rglob("*") if path.is_file()):
         relative = path.relative_to(root)
         if relative.parts[0] in ("page", "state", "started.json", "finished.json"):
+            continue
+        if any(part.endswith(".partial") for part in relative.parts):
             continue
         content = xxhash.xxh3_128()
         with path.open("rb") as file:
@@ -253,7 +274,10 @@ def claim_run_directory(run: Path, recipe: str) -> None:
             found=f"a run of recipe `{manifest.get('recipe')}`",
             fix="Choose another directory with `--run-dir`",
         )
-    if run.exists() and (not run.is_dir() or any(run.iterdir())):
+    # A run killed while it claimed the directory leaves a partial manifest, and may come again.
+    if run.exists() and (
+        not run.is_dir() or any(path.name != "manifest.json.partial" for path in run.iterdir())
+    ):
         raise RunDirectoryError(
             expected=f"an empty directory or an earlier run of `{recipe}` at `{run}`",
             found="files that no run of Fivefold made",
@@ -275,6 +299,8 @@ def run_stages(
         ConfigError: with `only`, an input that is not there yet.
     """
     chosen = select_stages(stages, selection)
+    if selection.only:
+        _input_digests(chosen[0], run)
     if selection.fresh:
         for stage in chosen:
             remove(run / stage.name)
@@ -310,7 +336,7 @@ def _run_stage(stage: Stage, run: Path, context: StageContext) -> None:
     logger.info("%s: finished in %.0f s", stage.name, seconds)
 
 
-def _expected_marker(stage: Stage, run: Path, seed: int) -> dict[str, Any]:
+def _input_digests(stage: Stage, run: Path) -> dict[str, str]:
     inputs = {}
     for name, need in stage.needs.items():
         finished = read_json(run / need / "finished.json")
@@ -321,13 +347,16 @@ def _expected_marker(stage: Stage, run: Path, seed: int) -> dict[str, Any]:
                 fix=f"Run it first, for example with `--until {stage.name}`",
             )
         inputs[name] = finished["output_digest"]
-    identity = hash_config(stage.config)
+    return inputs
+
+
+def _expected_marker(stage: Stage, run: Path, seed: int) -> dict[str, Any]:
     return {
         "stage": stage.name,
         "kind": type(stage).__name__,
         "seed": seed,
-        "config_hash": identity,
-        "inputs": inputs,
+        "config_hash": hash_config(stage.config),
+        "inputs": _input_digests(stage, run),
         "config": config_to_json(stage.config),
     }
 

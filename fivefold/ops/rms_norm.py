@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 
 def reference(x: Tensor, gain: Tensor, eps: float) -> Tensor:
@@ -29,17 +30,22 @@ class _RmsNorm(torch.autograd.Function):
         length = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
         inverse_rms = length.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
         ctx.save_for_backward(x, gain, inverse_rms)
-        return (wide * inverse_rms).to(x.dtype).mul_(gain)
+        unit = (wide * inverse_rms).to(x.dtype)
+        return unit.to(torch.promote_types(x.dtype, gain.dtype)).mul_(gain)
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor | None, None]:
+    @once_differentiable
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]  # the decorator's type
+        ctx: Any, *grads: Tensor
+    ) -> tuple[Tensor, Tensor | None, None]:
+        (grad,) = grads
         x, gain, inverse_rms = ctx.saved_tensors
         wide = x if x.dtype == torch.float64 else x.float()
         unit = wide * inverse_rms
         wide_grad = grad.to(unit.dtype)
         grad_gain = None
         if ctx.needs_input_grad[1]:
-            grad_gain = (wide_grad * unit).flatten(0, -2).sum(0).to(gain.dtype)
+            grad_gain = (wide_grad * unit).sum_to_size(gain.shape).to(gain.dtype)
         pulled = wide_grad * gain
         along = (pulled * unit).mean(-1, keepdim=True)
         grad_x = pulled.sub_(unit.mul_(along)).mul_(inverse_rms)

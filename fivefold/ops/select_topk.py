@@ -9,6 +9,7 @@ remaining places from the left. A score of -inf is invisible and never chosen.
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 
 def reference(scores: Tensor, k: int) -> Tensor:
@@ -45,9 +46,10 @@ def mask_to_indices(mask: Tensor, k: int) -> Tensor:
     size = mask.shape[-1]
     positions = torch.arange(size, device=mask.device).expand_as(mask)
     ranked = torch.where(mask, positions, size).sort(dim=-1).values[..., :k]
+    ranked = F.pad(ranked, (0, k - ranked.shape[-1]), value=size)
     return ranked.masked_fill(ranked == size, -1)
 
 
 def select_topk(scores: Tensor, k: int) -> Tensor:
     """Return the indices of the chosen entries in ascending order, padded with -1 to `k`."""
-    return mask_to_indices(selection_mask(scores, k), min(k, scores.shape[-1]))
+    return mask_to_indices(selection_mask(scores, k), k)

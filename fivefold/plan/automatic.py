@@ -1,8 +1,8 @@
 """Cost-aware schedules under a memory cap: the best of a few passes of list scheduling.
 
 The zero-bubble paper (arXiv 2401.10241, section 3.1) searches the same way; its ZB-1p and ZB-2p
-are this search with a cap of one and of two times 1F1B's memory. Some twenty policies are played and
-the fastest table under the simulator wins.
+are this search with a cap of one and of two times 1F1B's memory. Some twenty policies are played
+and the fastest table under the simulator wins.
 """
 
 import itertools

@@ -161,7 +161,8 @@ def _step_of(
     step = {name: factors[name] * flops for name, flops in forward.items()}
     if stage == "sparse":
         kept = mean_selected_keys(context, config.index_topk)
-        step |= _indexer_step(config, layers, context, kept)
+        for name, flops in _indexer_step(config, layers, context, kept).items():
+            step[name] = flops + (forward[name] if recompute == "full" else 0)
     return TokenFlops(**step)
 
 

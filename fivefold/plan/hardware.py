@@ -46,6 +46,9 @@ class Hardware(Config):
     attention_efficiency: float = pydantic.Field(default=0.5, gt=0, le=1)
     """Share of the peak that attention over keys (and the indexer) reaches."""
 
+    half_rate_rows: float = pydantic.Field(default=128, ge=0)
+    """Rows (or columns) at which a matrix product reaches half its best rate."""
+
     link_efficiency: float = pydantic.Field(default=0.75, gt=0, le=1)
     """Share of a link's bandwidth that collectives reach."""
 
@@ -54,6 +57,19 @@ class Hardware(Config):
 
     hidden_reduction: float = pydantic.Field(default=0.8, ge=0, le=1)
     """Share of gradient and weight collectives that runs behind compute."""
+
+    def matmul_rate(self, rows: float) -> float:
+        """Return the FLOPs a second of a matrix product whose shorter side has `rows`."""
+        return self.peak_flops * self.matmul_efficiency * rows / (rows + self.half_rate_rows)
+
+    def expert_rate(self, rows: float) -> float:
+        """Return the FLOPs a second of grouped experts that get `rows` tokens each."""
+        return self.peak_flops * self.expert_efficiency * rows / (rows + self.half_rate_rows)
+
+    @property
+    def attention_rate(self) -> float:
+        """FLOPs a second of attention over keys and of indexer scores."""
+        return self.peak_flops * self.attention_efficiency
 
 
 _TABLE = (

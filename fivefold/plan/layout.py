@@ -55,6 +55,11 @@ class Layout(Config):
         return self.gpus // (self.pipeline * self.context * self.tensor)
 
     @property
+    def axes(self) -> tuple[int, ...]:
+        """Sizes of pipeline, data, context, tensor and expert."""
+        return self.pipeline, self.data, self.context, self.tensor, self.expert
+
+    @property
     def dense_shards(self) -> int:
         """Ranks over which a dense weight's state can be cut, its tensor ranks aside."""
         return self.data * self.context

@@ -98,18 +98,32 @@ class _PieceMaker:
         """Rows x width of embedding or head on one tensor rank."""
         return self.config.vocab_size * self.config.hidden_size / self.layout.tensor
 
+    @property
+    def _matmul_rate(self) -> float:
+        """Rate of dense products, whose columns tensor ranks share."""
+        return self.hardware.matmul_rate(
+            min(self.tokens, self.config.hidden_size / self.layout.tensor)
+        )
+
+    @property
+    def _expert_rate(self) -> float:
+        """Rate of experts, which see the rows of all ranks they are shared by."""
+        config, layout = self.config, self.layout
+        rows = self.tokens / layout.tensor * config.num_experts_per_tok * layout.expert
+        return self.hardware.expert_rate(rows / config.n_routed_experts)
+
     def layer(self, index: int) -> Piece:
         """Return the piece of one layer."""
-        config, hardware = self.config, self.hardware
+        config = self.config
         sparse = self.run.stage == "sparse"
         flops = layer_flops(config, [index], self.run.context_tokens, sparse=sparse)
         dense = self._dense_seconds(flops)
-        experts = self._split_seconds(flops.experts, hardware.expert_efficiency)
-        feed_forward = self._split_seconds(flops.feed_forward, hardware.matmul_efficiency)
-        core = self._split_seconds(flops.attention_core, hardware.attention_efficiency)
-        scores = self._whole_seconds(flops.indexer_scores, hardware.attention_efficiency)
-        learned = self._whole_seconds(self._learned_scores(index), hardware.attention_efficiency)
-        indexer = self._whole_seconds(flops.indexer_projections, hardware.matmul_efficiency)
+        experts = self._split_seconds(flops.experts, self._expert_rate)
+        feed_forward = self._split_seconds(flops.feed_forward, self._matmul_rate)
+        core = self._split_seconds(flops.attention_core, self.hardware.attention_rate)
+        scores = self._whole_seconds(flops.indexer_scores, self.hardware.attention_rate)
+        learned = self._whole_seconds(self._learned_scores(index), self.hardware.attention_rate)
+        indexer = self._whole_seconds(flops.indexer_projections, self._matmul_rate)
         exchange = self._exchange_seconds() if config.is_moe(index) else 0.0
         stream = self._stream_seconds()
         products = dense + feed_forward + experts
@@ -138,13 +152,14 @@ class _PieceMaker:
         """Return the MTP layer, run `depths` times, with its copy of the embedding."""
         block = self.layer(self.config.num_hidden_layers)
         joined = 2 * self.config.hidden_size**2
-        seconds = self._split_seconds(2 * joined, self.hardware.matmul_efficiency)
+        seconds = self._split_seconds(2 * joined, self._matmul_rate)
+        again = seconds if self.run.recompute == "full" else 0.0
         width = self.config.hidden_size * self.precision.activation_bytes
         share = self.tokens / self.layout.tensor
         return Piece(
             name="mtp",
             forward=depths * (block.forward + seconds),
-            input_gradient=depths * (block.input_gradient + seconds),
+            input_gradient=depths * (block.input_gradient + seconds + again),
             weight_gradient=depths * (block.weight_gradient + seconds),
             activation_bytes=depths * (block.activation_bytes + 2 * width * share),
             dense=block.dense + joined / self.layout.tensor,
@@ -154,7 +169,7 @@ class _PieceMaker:
 
     def head(self, losses: int) -> Piece:
         """Return the output head with `losses` losses, forward and backward in one."""
-        seconds = self._split_seconds(head_flops(self.config), self.hardware.matmul_efficiency)
+        seconds = self._split_seconds(head_flops(self.config), self._matmul_rate)
         width = self.config.hidden_size * self.precision.activation_bytes
         return Piece(
             name="head",
@@ -163,27 +178,27 @@ class _PieceMaker:
             table=self.table,
         )
 
-    def _split_seconds(self, flops_a_token: float, efficiency: float) -> float:
+    def _split_seconds(self, flops_a_token: float, rate: float) -> float:
         """Return the time of work that tensor ranks share."""
-        return self._whole_seconds(flops_a_token, efficiency) / self.layout.tensor
+        return self._whole_seconds(flops_a_token, rate) / self.layout.tensor
 
-    def _whole_seconds(self, flops_a_token: float, efficiency: float) -> float:
+    def _whole_seconds(self, flops_a_token: float, rate: float) -> float:
         """Return the time of work that every tensor rank repeats."""
-        return flops_a_token * self.tokens / (self.hardware.peak_flops * efficiency)
+        return flops_a_token * self.tokens / rate
 
     def _dense_seconds(self, flops: TokenFlops) -> float:
         """Return the time of attention's projections and the router.
 
         Expanded attention over context ranks up-projects the gathered latents of the whole row.
         """
-        config, efficiency = self.config, self.hardware.matmul_efficiency
+        config, rate = self.config, self._matmul_rate
         whole = 2 * latent_matrices(config) + flops.router
         split = flops.attention_projections - 2 * latent_matrices(config)
         if config.kv_lora_rank is not None and self.run.stage == "dense":
             up = config.qk_nope_head_dim + config.v_head_dim
             gathered = 2 * config.num_attention_heads * up * config.kv_lora_rank
             split += (self.layout.context - 1) * gathered
-        return self._whole_seconds(whole, efficiency) + self._split_seconds(split, efficiency)
+        return self._whole_seconds(whole, rate) + self._split_seconds(split, rate)
 
     def _learned_scores(self, index: int) -> float:
         """Count the FLOPs a token of the indexer's backward pass over the selected keys."""

@@ -78,6 +78,7 @@ def train(
         context.metrics.forget_after(progress.step)
         logger.info("goes on at step %d, %d tokens", progress.step, progress.tokens)
     else:
+        context.metrics.forget_after(-1)
         _look(progress, config, context, validate, sample)
     balance = BalanceTracker(model)
     with context.track("training", config.total_tokens, "tokens") as bar:

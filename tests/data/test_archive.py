@@ -1,4 +1,5 @@
 import gzip
+import io
 import tarfile
 import zipfile
 from pathlib import Path
@@ -77,6 +78,18 @@ def test_truncated_sdist_and_wheel_are_reported(tmp_path: Path):
             path.write_bytes(whole[:kept])
             with pytest.raises(CorruptFileError):
                 check_archive(path)
+
+
+def test_tar_that_ends_inside_a_member_is_reported(tmp_path: Path):
+    path = tmp_path / "x.tar"
+    with tarfile.open(path, "w") as tar:
+        member = tarfile.TarInfo("x/a.txt")
+        member.size = 3000
+        tar.addfile(member, io.BytesIO(b"a" * 3000))
+    check_archive(path)
+    path.write_bytes(path.read_bytes()[:2000])
+    with pytest.raises(CorruptFileError):
+        check_archive(path)
 
 
 def test_altered_deb_is_reported(make_deb):

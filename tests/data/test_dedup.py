@@ -5,9 +5,9 @@ from fivefold.data.dedup import duplicate_ids, text_fingerprint
 
 
 def test_fingerprint_ignores_white_space_and_unicode_form_only():
-    same = ["caf\u00e9 au  lait", " cafe\u0301\nau lait ", "caf\u00e9\tau lait"]
+    same = ["a  café", f" a\ncafe{chr(0x301)} ", "a\tcafé"]
     assert len({text_fingerprint(text) for text in same}) == 1
-    assert text_fingerprint("cafe au lait") != text_fingerprint(same[0])
+    assert text_fingerprint("a cafe") != text_fingerprint(same[0])
     assert text_fingerprint("ab c") != text_fingerprint("a bc")
 
 

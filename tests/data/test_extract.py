@@ -26,13 +26,13 @@ def test_no_bytes_make_the_extractor_fail(content: bytes, form):
 
 
 def test_latin_1_page_with_a_declaration_is_decoded():
-    page = '<html><head><meta charset="iso-8859-1"></head><body><main><p>Ein schöner Tag am Meer.'
+    page = '<html><head><meta charset="iso-8859-1"></head><body><main><p>A café with a blue façade.'
     (text,) = extract_texts(page.encode("latin-1"), "html")
-    assert text == "Ein schöner Tag am Meer."
+    assert text == "A café with a blue façade."
 
 
 def test_latin_1_text_without_a_declaration_is_decoded():
-    text = "Der Fluß führt über die Brücke, und die Möwen hören es früher als wir." * 4
+    text = "The naïve guest of the café by the façade felt a déjà vu, and the piñata fell. " * 4
     assert decode(text.encode("latin-1")) == text
 
 

@@ -1,5 +1,6 @@
 import itertools
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 
 from fivefold.data.config import MixtureConfig, WeightPoint
 from fivefold.data.loader import PackedSource, RowLoader, Rows, assemble_rows
+from fivefold.data.packing import pack_documents
 from fivefold.errors import ConfigError, CorruptFileError, MismatchError
 
 CONTEXT = 16
@@ -148,6 +150,11 @@ def test_state_of_other_data_is_refused(sources: list[PackedSource], tmp_path: P
     changed = [make_source(tmp_path, "web", [20, 30], CONTEXT), *sources[1:]]
     with pytest.raises(MismatchError, match="tokens"):
         loader(changed).load_state_dict(state)
+    packed_otherwise = replace(
+        sources[0], pack=pack_documents(sources[0].tokens.lengths, CONTEXT, "concat")
+    )
+    with pytest.raises(MismatchError, match="tokens"):
+        loader([packed_otherwise, *sources[1:]]).load_state_dict(state)
     with pytest.raises(MismatchError, match="tokenizer"):
         loader(sources).load_state_dict({**state, "tokenizer": "other"})
     with pytest.raises(MismatchError, match="mixture"):

@@ -1,0 +1,189 @@
+"""Search over layouts: which way of spreading a run over GPUs fits, and which of them is fastest.
+
+Every combination of axes and schedule is estimated in closed form with the lightest recomputation
+and sharding that fit its memory; the best of them are simulated. Rates are assumptions
+(`Hardware`), so the ranking means more than the days.
+"""
+
+import itertools
+from collections.abc import Iterator, Sequence
+
+from fivefold.errors import ConfigError
+from fivefold.models.config import ModelConfig
+from fivefold.plan.config import Precision, Recompute, TrainingRun
+from fivefold.plan.evaluate import LayoutPlan, estimate_layout, simulate_layout
+from fivefold.plan.hardware import Hardware
+from fivefold.plan.layout import Layout, Sharding
+from fivefold.plan.piece import Piece, model_pieces
+from fivefold.plan.rank_load import Problem, Stages
+from fivefold.plan.stage_split import split_evenly
+
+GLM5_PRETRAINING = TrainingRun(total_tokens=28_500_000_000_000, batch_tokens=64 * 1024**2)
+"""Tokens of GLM-5's pre-training (report, section 2); the batch is GLM-4.5's after warm-up."""
+
+_SIMULATED = 24
+_MOST_CHUNKS = 6
+_SHORTEST_SHARE = 2048
+
+
+def search_layouts(
+    config: ModelConfig,
+    gpus: int,
+    hardware: Hardware,
+    run: TrainingRun = GLM5_PRETRAINING,
+    *,
+    precision: Precision | None = None,
+    best: int = 8,
+) -> list[LayoutPlan]:
+    """Return the `best` layouts that fit, fastest first, at most one for each set of axes.
+
+    `run.recompute` is ignored: the search chooses. Microbatches are one row each.
+
+    Raises:
+        ConfigError: no layout fits, or the run lacks a batch or is the indexer's warm-up.
+    """
+    _check_run(run)
+    problem = Problem(config, run, hardware, precision or Precision())
+    search = _Search(problem, gpus)
+    estimates = [plan for axes in _axes(problem, gpus) if (plan := search.lightest(axes))]
+    if not estimates:
+        raise ConfigError(
+            expected=f"a layout that fits {gpus} {hardware.name} GPUs",
+            found="none: every one exceeds the memory of some rank or starves the pipeline",
+            fix="Give more GPUs, or GPUs with more memory, or a larger batch",
+        )
+    estimates.sort(key=lambda plan: plan.step_seconds)
+    fastest: dict[tuple[int, ...], LayoutPlan] = {}
+    for estimate in estimates[:_SIMULATED]:
+        plan = simulate_layout(problem, estimate.layout, search.stages(estimate.layout))
+        axes = estimate.layout.axes
+        known = fastest.get(axes)
+        if search.fits(plan) and (known is None or plan.step_seconds < known.step_seconds):
+            fastest[axes] = plan
+    plans = list(fastest.values()) or estimates
+    return sorted(plans, key=lambda plan: plan.step_seconds)[:best]
+
+
+def evaluate_layout(
+    config: ModelConfig,
+    layout: Layout,
+    hardware: Hardware,
+    run: TrainingRun = GLM5_PRETRAINING,
+    *,
+    precision: Precision | None = None,
+) -> LayoutPlan:
+    """Return the simulated figures of one given layout, whether it fits or not."""
+    _check_run(run)
+    problem = Problem(config, run, hardware, precision or Precision())
+    return simulate_layout(problem, layout, _Search(problem, layout.gpus).stages(layout))
+
+
+def _check_run(run: TrainingRun) -> None:
+    if run.batch_tokens is None or run.stage == "warmup":
+        raise ConfigError(
+            expected="a dense or sparse training run with `batch_tokens`",
+            found=f"stage `{run.stage}`, batch {run.batch_tokens}",
+            fix="Set `batch_tokens`; the indexer's warm-up runs on the layout of its neighbours",
+        )
+
+
+def _axes(problem: Problem, gpus: int) -> Iterator[Layout]:
+    """Generate layouts without their policies."""
+    config, hardware, run = problem.config, problem.hardware, problem.run
+    widest = min(hardware.gpus_per_node, config.num_attention_heads)
+    tensors = [size for size in _powers(widest) if config.num_attention_heads % size == 0]
+    contexts = _powers(max(1, run.context_tokens // _SHORTEST_SHARE))
+    pipelines = _powers(min(64, config.num_hidden_layers, gpus))
+    experts = [
+        size for size in _powers(config.n_routed_experts) if config.n_routed_experts % size == 0
+    ]
+    for pipeline, context, tensor in itertools.product(pipelines, contexts, tensors):
+        if gpus % (pipeline * context * tensor):
+            continue
+        stage_ranks = gpus // pipeline
+        for expert in experts:
+            if stage_ranks % expert:
+                continue
+            for schedule, chunks in _schedules(config, pipeline):
+                layout = Layout(
+                    gpus=gpus,
+                    pipeline=pipeline,
+                    context=context,
+                    tensor=tensor,
+                    expert=expert,
+                    schedule=schedule,
+                    chunks=chunks,
+                )
+                rows = problem.batch_tokens / run.context_tokens
+                if rows >= layout.data * pipeline:
+                    yield layout
+
+
+def _powers(limit: int) -> list[int]:
+    """Return the powers of two up to `limit`."""
+    return [2**power for power in range(limit.bit_length()) if 2**power <= limit]
+
+
+def _schedules(config: ModelConfig, pipeline: int) -> list[tuple[str, int]]:
+    if pipeline == 1:
+        return [("1f1b", 1)]
+    pairs = [("1f1b", 1), ("zb_h1", 1), ("zb_v", 2), ("v_half", 2)]
+    pairs += [("interleaved", chunks) for chunks in range(2, _MOST_CHUNKS + 1)]
+    return [
+        (name, chunks) for name, chunks in pairs if pipeline * chunks <= config.num_hidden_layers
+    ]
+
+
+class _Search:
+    """Caches chains and cuts, which many layouts share."""
+
+    def __init__(self, problem: Problem, gpus: int) -> None:
+        self.problem = problem
+        self.gpus = gpus
+        self.chains: dict[tuple, list[Piece]] = {}
+        self.cuts: dict[tuple, list[Sequence[Piece]]] = {}
+
+    def stages(self, layout: Layout) -> Stages:
+        """Return the chain under this layout, cut into equal work."""
+        key = layout.context, layout.tensor, layout.expert, layout.recompute
+        if key not in self.chains:
+            problem = self.problem
+            run = problem.run.model_copy(update={"recompute": layout.recompute})
+            self.chains[key] = model_pieces(
+                problem.config, run, layout, problem.hardware, problem.precision
+            )
+        count = layout.pipeline * layout.chunks
+        if (*key, count) not in self.cuts:
+            chain = self.chains[key]
+            runs = split_evenly([piece.seconds for piece in chain], count)
+            self.cuts[*key, count] = [[chain[i] for i in run] for run in runs]
+        return self.cuts[*key, count]
+
+    def fits(self, plan: LayoutPlan) -> bool:
+        """Does the fullest rank hold everything?"""
+        hardware = self.problem.hardware
+        return plan.memory_bytes <= hardware.memory_bytes - hardware.reserved_bytes
+
+    def lightest(self, axes: Layout) -> LayoutPlan | None:
+        """Return the fastest of the policies that fit, None if none does."""
+        plans = []
+        for recompute, sharding in itertools.product(_recomputes(axes), _shardings(axes)):
+            layout = axes.model_copy(update={"recompute": recompute, "sharding": sharding})
+            plan = estimate_layout(self.problem, layout, self.stages(layout))
+            if self.fits(plan):
+                plans.append(plan)
+        return min(plans, key=lambda plan: plan.step_seconds, default=None)
+
+
+def _recomputes(layout: Layout) -> tuple[Recompute, ...]:
+    """Return what may be recomputed: a split backward keeps every product's input until its W."""
+    if layout.schedule in ("1f1b", "interleaved"):
+        return "none", "feed_forward", "full"
+    return ("none",)
+
+
+def _shardings(layout: Layout) -> tuple[Sharding, ...]:
+    """Return what data ranks may share: gradients of pipelines need rolling buffers."""
+    if layout.pipeline == 1:
+        return "optimizer", "gradients", "weights"
+    return ("optimizer", "rolling") if layout.chunks > 2 else ("optimizer",)
