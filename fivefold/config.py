@@ -119,7 +119,10 @@ def validate(kind: type[ConfigT], document: object, *, where: str) -> ConfigT:
     try:
         return kind.model_validate(document)
     except pydantic.ValidationError as error:
-        first = error.errors()[0]
+        reports = error.errors()
+        # A misspelt key also leaves its field missing; the spelling is the cause.
+        misspelt = (report for report in reports if report["type"] == "extra_forbidden")
+        first = next(misspelt, reports[0])
         path = ".".join([where, *(str(part) for part in first["loc"])])
         if first["type"] == "extra_forbidden":
             annotation: Any = kind

@@ -27,6 +27,8 @@ class Ledger:
     """Documents dropped, by source and reason."""
     replaced: Counter[str] = field(default_factory=Counter)
     """Undecodable byte sequences that became U+FFFD in kept documents, by source."""
+    full: set[str] = field(default_factory=set)
+    """Sources that were not read to their end, because they had given enough."""
     samples: dict[str, list[dict[str, str]]] = field(default_factory=dict)
     """The first few dropped documents, by reason."""
 
@@ -61,5 +63,6 @@ class Ledger:
                 source: {"read": read, "kept": self.kept[source], "dropped": by_source[source]}
                 for source, read in self.read.items()
             },
+            "full": sorted(self.full),
             "samples": self.samples,
         }

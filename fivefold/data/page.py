@@ -34,7 +34,8 @@ def corpus_page(folder: Path, inputs: Sequence[Input], corpus: Corpus) -> None:
         "10_sources",
         "table",
         "Sources",
-        "Text as it goes into training and validation, after extraction and de-duplication.",
+        "Text as it goes into training and validation, after extraction and de-duplication."
+        + (f" Not read to the end: {', '.join(sorted(ledger.full))}." if ledger.full else ""),
         columns=["source", "what", "licence", "documents", "MB", "held out, MB"],
         rows=[
             [

@@ -95,7 +95,7 @@ def _all_sources(
         documents = count_read(cut_long(read_input(source_input), config), ledger)
         documents = readable(documents, ledger)
         documents = long_enough(documents, config, ledger)
-        yield from until_full(documents, config)
+        yield from until_full(documents, config, ledger)
         advance(source_input.source.name)
 
 
@@ -137,13 +137,16 @@ def long_enough(
             yield document
 
 
-def until_full(documents: Iterable[Document], config: CorpusConfig) -> Iterator[Document]:
+def until_full(
+    documents: Iterable[Document], config: CorpusConfig, ledger: Ledger
+) -> Iterator[Document]:
     """Stop reading a source once its documents hold `max_bytes_per_source`."""
     taken = 0
     for document in documents:
         yield document
         taken += len(document.text.encode())
         if config.max_bytes_per_source is not None and taken >= config.max_bytes_per_source:
+            ledger.full.add(document.source)
             return
 
 

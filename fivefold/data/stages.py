@@ -66,6 +66,9 @@ class CorpusStage(Stage):
             len(acquired.inputs),
             acquired.profile,
         )
+        if corpus.ledger.full:
+            names = ", ".join(sorted(corpus.ledger.full))
+            logger.info("Not read to the end (corpus.max_bytes_per_source): %s", names)
         context.metrics.write(0, {"data/documents": documents, "data/text_bytes": size})
 
 

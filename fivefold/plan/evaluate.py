@@ -6,15 +6,15 @@ pipeline is full, so long batches are extrapolated from two short ones; a period
 than the busiest rank works in it.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fivefold.plan.communication import edge_seconds
-from fivefold.plan.flops import training_flops
 from fivefold.plan.layout import Layout
 from fivefold.plan.make_schedule import make_schedule
+from fivefold.plan.piece import Piece
 from fivefold.plan.rank_load import (
     Problem,
-    Stages,
     buffer_bytes,
     exposed_reduction_seconds,
     largest_state_bytes,
@@ -53,7 +53,7 @@ class LayoutPlan:
         return self.state_bytes + self.activation_bytes + self.buffer_bytes
 
 
-def estimate_layout(problem: Problem, layout: Layout, stages: Stages) -> LayoutPlan:
+def estimate_layout(problem: Problem, layout: Layout, stages: Sequence[Piece]) -> LayoutPlan:
     """Return the figures of a layout from closed forms, `stages` being its cut chain."""
     costs = stage_costs(problem, layout, stages)
     microbatches = problem.count_microbatches(layout)
@@ -67,16 +67,13 @@ def estimate_layout(problem: Problem, layout: Layout, stages: Stages) -> LayoutP
         "v_half": whole / 2,
     }[layout.schedule]
     bubble = (layout.pipeline - 1) / layout.pipeline * idle_of_all
-    slowest = max(
-        sum(piece.seconds for pieces in local for piece in pieces)
-        for local in stages_by_rank(layout, stages)
-    )
+    slowest = max(sum(stage.seconds for stage in local) for local in stages_by_rank(layout, stages))
     seconds = microbatches * slowest + bubble
     activations = _in_flight(layout, microbatches) * max(costs.memory)
     return _finish(problem, layout, stages, seconds, bubble / seconds, activations)
 
 
-def simulate_layout(problem: Problem, layout: Layout, stages: Stages) -> LayoutPlan:
+def simulate_layout(problem: Problem, layout: Layout, stages: Sequence[Piece]) -> LayoutPlan:
     """Return the figures of a layout from its simulated schedule."""
     costs = stage_costs(problem, layout, stages)
     microbatches = problem.count_microbatches(layout)
@@ -100,23 +97,22 @@ def simulate_layout(problem: Problem, layout: Layout, stages: Stages) -> LayoutP
     return _finish(problem, layout, stages, seconds, idle, max(lines[-1].peak_memory))
 
 
-def stage_costs(problem: Problem, layout: Layout, stages: Stages) -> StageCosts:
-    """Sum pieces into stages; messages behind the MTP layer carry its streams beside the main one.
+def stage_costs(problem: Problem, layout: Layout, stages: Sequence[Piece]) -> StageCosts:
+    """Return what the schedule costs; messages behind the MTP layer carry its streams too.
 
     A split backward keeps everything until the weight gradient is done.
     """
     tokens = problem.run.context_tokens / layout.context
     edges = []
     streams = 1
-    for pieces in stages[:-1]:
-        if any(piece.name == "mtp" for piece in pieces):
-            streams += problem.config.fivefold.mtp_depths
+    for stage in stages[:-1]:
+        streams += stage.streams
         edges.append(edge_seconds(problem.config, tokens, layout, problem.hardware, streams))
-    memory = tuple(sum(piece.activation_bytes for piece in pieces) for pieces in stages)
+    memory = tuple(stage.activation_bytes for stage in stages)
     return StageCosts(
-        forward=tuple(sum(piece.forward for piece in pieces) for pieces in stages),
-        input_gradient=tuple(sum(piece.input_gradient for piece in pieces) for pieces in stages),
-        weight_gradient=tuple(sum(piece.weight_gradient for piece in pieces) for pieces in stages),
+        forward=tuple(stage.forward for stage in stages),
+        input_gradient=tuple(stage.input_gradient for stage in stages),
+        weight_gradient=tuple(stage.weight_gradient for stage in stages),
         edge=tuple(edges),
         memory=memory,
         weight_memory=memory,
@@ -139,17 +135,16 @@ def _in_flight(layout: Layout, microbatches: int) -> float:
 def _finish(
     problem: Problem,
     layout: Layout,
-    stages: Stages,
+    stages: Sequence[Piece],
     pipeline_seconds: float,
     bubble_rate: float,
     activations: float,
 ) -> LayoutPlan:
     """Add what does not depend on the schedule: state, buffers and the end of the step."""
-    run = problem.run
     reduction = exposed_reduction_seconds(problem, layout, stages)
     optimizer = optimizer_seconds(problem, layout, stages)
     tokens_a_second = problem.batch_tokens / (pipeline_seconds + reduction + optimizer)
-    flops = training_flops(problem.config, run.context_tokens, stage=run.stage).total
+    peak = layout.gpus * problem.hardware.peak_flops
     return LayoutPlan(
         layout=layout,
         microbatches=problem.count_microbatches(layout),
@@ -160,6 +155,6 @@ def _finish(
         bubble_rate=bubble_rate,
         reduction_seconds=reduction,
         optimizer_seconds=optimizer,
-        mfu=tokens_a_second * flops / (layout.gpus * problem.hardware.peak_flops),
+        mfu=tokens_a_second * problem.flops_a_token / peak,
         tokens_a_second=tokens_a_second,
     )

@@ -81,6 +81,7 @@ def _assumptions(hardware: Hardware) -> str:
         f"experts {hardware.expert_efficiency:.0%}, half of it at {hardware.half_rate_rows:.0f} "
         f"rows, attention {hardware.attention_efficiency:.0%}, links "
         f"{hardware.link_efficiency:.0%};\n{hardware.hidden_dispatch:.0%} of the expert exchange "
-        f"and {hardware.hidden_reduction:.0%} of reductions hide behind compute. Bubble is all idle "
-        "time,\nuneven stages included; MFU counts causal model FLOPs, nothing that is computed again."
+        f"and {hardware.hidden_reduction:.0%} of reductions hide behind compute.\n"
+        "Bubble is all idle time, uneven stages included. MFU counts causal model FLOPs, nothing "
+        "computed again."
     )

@@ -52,6 +52,7 @@ class ListScheduler:
             (stage, kind): [] for stage in range(stages) for kind in ("F", "I")
         }
         self.arrivals[0, "F"] = [0.0] * microbatches
+        self.placed = [0] * ranks
         self.held = [0.0] * ranks
         self.free = [0.0] * ranks
         self.rows: list[list[Action]] = [[] for _ in range(ranks)]
@@ -106,7 +107,7 @@ class ListScheduler:
                 for stage in self.local[rank]
                 for kind in ("I", "F")
             ]
-        place = sum(self.counts[kind][stage] for stage in self.local[rank] for kind in ("I", "F"))
+        place = self.placed[rank]
         return self.orders[rank][place : place + 1]
 
     def _ready_time(self, action: Action) -> float | None:
@@ -143,6 +144,7 @@ class ListScheduler:
         end = self.free[rank] = now + self.costs.seconds(action)
         self.rows[rank].append(action)
         self.counts[kind][stage] += 1
+        self.placed[rank] += kind != "W"
         heapq.heappush(self.wakes, (end, rank))
         kept, memory = self.costs.weight_memory[stage], self.costs.memory[stage]
         self.held[rank] += {"F": memory, "I": kept - memory, "W": -kept}[kind]

@@ -3,10 +3,12 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from fivefold.models.config import ModelConfig
 from fivefold.plan.communication import reduction_seconds
 from fivefold.plan.config import Precision, TrainingRun
+from fivefold.plan.flops import training_flops
 from fivefold.plan.hardware import Hardware
 from fivefold.plan.layout import Layout
 from fivefold.plan.make_schedule import placement_of
@@ -17,9 +19,6 @@ from fivefold.plan.sharding import stage_state_bytes
 _LOSS_CHUNK_TOKENS = 1024
 _NEWTON_SCHULZ_STEPS = 5
 
-Stages = Sequence[Sequence[Piece]]
-"""The chain of pieces, cut: one run of pieces a stage."""
-
 
 @dataclass(frozen=True)
 class Problem:
@@ -29,6 +28,12 @@ class Problem:
     run: TrainingRun
     hardware: Hardware
     precision: Precision
+
+    @cached_property
+    def flops_a_token(self) -> float:
+        """Model FLOPs of one token's share of a step."""
+        run = self.run
+        return training_flops(self.config, run.context_tokens, stage=run.stage).total
 
     @property
     def batch_tokens(self) -> int:
@@ -41,37 +46,37 @@ class Problem:
         return math.ceil(self.batch_tokens / self.run.context_tokens / layout.data)
 
 
-def stages_by_rank(layout: Layout, stages: Stages) -> list[list[Sequence[Piece]]]:
+def stages_by_rank(layout: Layout, stages: Sequence[Piece]) -> list[list[Piece]]:
     """Group the stages by the pipeline rank that holds them."""
-    ranks: list[list[Sequence[Piece]]] = [[] for _ in range(layout.pipeline)]
+    ranks: list[list[Piece]] = [[] for _ in range(layout.pipeline)]
     homes = placement_of(layout.schedule, layout.pipeline, layout.chunks)
-    for home, pieces in zip(homes, stages, strict=True):
-        ranks[home].append(pieces)
+    for home, stage in zip(homes, stages, strict=True):
+        ranks[home].append(stage)
     return ranks
 
 
-def largest_state_bytes(problem: Problem, layout: Layout, stages: Stages) -> float:
+def largest_state_bytes(problem: Problem, layout: Layout, stages: Sequence[Piece]) -> float:
     """Return the bytes of weights, gradients and optimizer state on the fullest rank.
 
     Matrices carry Muon's one moment, embedding and head AdamW's two.
     """
     precision = problem.precision
     kinds = (
-        (lambda piece: piece.dense, layout.dense_shards, 1),
-        (lambda piece: piece.table, layout.dense_shards, 2),
-        (lambda piece: piece.experts, layout.expert_shards, 1),
+        ("dense", layout.dense_shards, 1),
+        ("table", layout.dense_shards, 2),
+        ("experts", layout.expert_shards, 1),
     )
     return max(
         sum(
             stage_state_bytes(
-                [sum(map(count, pieces)) for pieces in local],
+                [getattr(stage, kind) for stage in local],
                 shards,
                 layout.sharding,
                 weight_bytes=precision.weight_bytes,
                 gradient_bytes=precision.gradient_bytes,
                 optimizer_bytes=precision.master_bytes + moments * precision.moment_bytes,
             )
-            for count, shards, moments in kinds
+            for kind, shards, moments in kinds
         )
         for local in stages_by_rank(layout, stages)
     )
@@ -95,7 +100,7 @@ def buffer_bytes(problem: Problem, layout: Layout) -> float:
     return max(logits, rows * (layout.expert > 1) + working)
 
 
-def exposed_reduction_seconds(problem: Problem, layout: Layout, stages: Stages) -> float:
+def exposed_reduction_seconds(problem: Problem, layout: Layout, stages: Sequence[Piece]) -> float:
     """Return the time of gradient and weight collectives that compute does not hide.
 
     Rolling buffers reduce once for every group of microbatches, gradients or weights sharded
@@ -109,9 +114,8 @@ def exposed_reduction_seconds(problem: Problem, layout: Layout, stages: Stages) 
     }.get(layout.sharding, 1)
     slowest = 0.0
     for local in stages_by_rank(layout, stages):
-        pieces = [piece for pieces in local for piece in pieces]
-        dense = sum(piece.dense + piece.table for piece in pieces)
-        experts = sum(piece.experts for piece in pieces)
+        dense = sum(stage.dense + stage.table for stage in local)
+        experts = sum(stage.experts for stage in local)
         seconds = 0.0
         for parameters, shards in ((dense, layout.dense_shards), (experts, layout.expert_shards)):
             seconds += reduction_seconds(
@@ -127,7 +131,7 @@ def exposed_reduction_seconds(problem: Problem, layout: Layout, stages: Stages) 
     return (1 - problem.hardware.hidden_reduction) * slowest
 
 
-def optimizer_seconds(problem: Problem, layout: Layout, stages: Stages) -> float:
+def optimizer_seconds(problem: Problem, layout: Layout, stages: Sequence[Piece]) -> float:
     """Return the time of Muon's Newton-Schulz on the fullest rank, each matrix owned by one rank.
 
     Five iterations of three products on a matrix as large as an expert's: 4 m^2 n + 2 m^3 FLOPs
@@ -139,8 +143,7 @@ def optimizer_seconds(problem: Problem, layout: Layout, stages: Stages) -> float
     owned = layout.sharding != "none"
     most = 0.0
     for local in stages_by_rank(layout, stages):
-        pieces = [piece for pieces in local for piece in pieces]
-        dense = sum(piece.dense for piece in pieces) / (layout.dense_shards if owned else 1)
-        experts = sum(piece.experts for piece in pieces) / (layout.expert_shards if owned else 1)
+        dense = sum(stage.dense for stage in local) / (layout.dense_shards if owned else 1)
+        experts = sum(stage.experts for stage in local) / (layout.expert_shards if owned else 1)
         most = max(most, dense + experts)
     return most * flops_a_parameter / hardware.matmul_rate(small)

@@ -6,7 +6,7 @@ and sharding that fit its memory; the best of them are simulated. Rates are assu
 """
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 from fivefold.errors import ConfigError
 from fivefold.models.config import ModelConfig
@@ -14,14 +14,14 @@ from fivefold.plan.config import Precision, Recompute, TrainingRun
 from fivefold.plan.evaluate import LayoutPlan, estimate_layout, simulate_layout
 from fivefold.plan.hardware import Hardware
 from fivefold.plan.layout import Layout, Sharding
-from fivefold.plan.piece import Piece, model_pieces
-from fivefold.plan.rank_load import Problem, Stages
+from fivefold.plan.piece import Piece, merge_pieces, model_pieces
+from fivefold.plan.rank_load import Problem
 from fivefold.plan.stage_split import split_evenly
 
 GLM5_PRETRAINING = TrainingRun(total_tokens=28_500_000_000_000, batch_tokens=64 * 1024**2)
 """Tokens of GLM-5's pre-training (report, section 2); the batch is GLM-4.5's after warm-up."""
 
-_SIMULATED = 24
+_SIMULATED = 16
 _MOST_CHUNKS = 6
 _SHORTEST_SHARE = 2048
 
@@ -45,7 +45,7 @@ def search_layouts(
     _check_run(run)
     problem = Problem(config, run, hardware, precision or Precision())
     search = _Search(problem, gpus)
-    estimates = [plan for axes in _axes(problem, gpus) if (plan := search.lightest(axes))]
+    estimates = [plan for axes in _axes(problem, gpus) if (plan := search.cheapest(axes))]
     if not estimates:
         raise ConfigError(
             expected=f"a layout that fits {gpus} {hardware.name} GPUs",
@@ -141,9 +141,9 @@ class _Search:
         self.problem = problem
         self.gpus = gpus
         self.chains: dict[tuple, list[Piece]] = {}
-        self.cuts: dict[tuple, list[Sequence[Piece]]] = {}
+        self.cuts: dict[tuple, list[Piece]] = {}
 
-    def stages(self, layout: Layout) -> Stages:
+    def stages(self, layout: Layout) -> list[Piece]:
         """Return the chain under this layout, cut into equal work."""
         key = layout.context, layout.tensor, layout.expert, layout.recompute
         if key not in self.chains:
@@ -156,7 +156,7 @@ class _Search:
         if (*key, count) not in self.cuts:
             chain = self.chains[key]
             runs = split_evenly([piece.seconds for piece in chain], count)
-            self.cuts[*key, count] = [[chain[i] for i in run] for run in runs]
+            self.cuts[*key, count] = [merge_pieces(chain[run.start : run.stop]) for run in runs]
         return self.cuts[*key, count]
 
     def fits(self, plan: LayoutPlan) -> bool:
@@ -164,15 +164,17 @@ class _Search:
         hardware = self.problem.hardware
         return plan.memory_bytes <= hardware.memory_bytes - hardware.reserved_bytes
 
-    def lightest(self, axes: Layout) -> LayoutPlan | None:
-        """Return the fastest of the policies that fit, None if none does."""
-        plans = []
+    def cheapest(self, axes: Layout) -> LayoutPlan | None:
+        """Return the axes with the cheapest policies that fit, None if none does.
+
+        Computing nothing again is worth more than any sharding costs, so it is tried first.
+        """
         for recompute, sharding in itertools.product(_recomputes(axes), _shardings(axes)):
             layout = axes.model_copy(update={"recompute": recompute, "sharding": sharding})
             plan = estimate_layout(self.problem, layout, self.stages(layout))
             if self.fits(plan):
-                plans.append(plan)
-        return min(plans, key=lambda plan: plan.step_seconds, default=None)
+                return plan
+        return None
 
 
 def _recomputes(layout: Layout) -> tuple[Recompute, ...]:

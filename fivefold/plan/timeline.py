@@ -75,7 +75,7 @@ def _element(name: str, body: str, **attributes: object) -> str:
 
 def _legend(timeline: Timeline, width: int) -> list[str]:
     used = {action.kind for row in timeline.schedule.actions for action in row}
-    kinds = [kind for kind in _NAMES if kind in used]
+    kinds: list[Kind] = [kind for kind in _NAMES if kind in used]
     start = width - _RIGHT - 125 * len(kinds)
     parts = []
     for index, kind in enumerate(kinds):

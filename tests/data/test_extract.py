@@ -42,7 +42,7 @@ def test_utf_8_is_decoded_with_or_without_a_mark(mark: str):
 
 
 def test_fortunes_are_split_at_percent_lines():
-    content = b"\x1b[32mone\x1b[m\nmore\n%\n%\n100 %\nthree\n%"
+    content = b"\x1b[32m" + b"one\x1b[m\nmore\n%\n%\n100 %\nthree\n%"
     assert extract_texts(content, "fortunes") == ["one\nmore", "100 %\nthree"]
 
 

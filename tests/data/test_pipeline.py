@@ -66,6 +66,7 @@ def test_full_source_is_a_sample_and_not_a_prefix(tmp_path: Path):
     inputs = user_inputs(tuple(corpus_files(tmp_path)[:1]))
     corpus = build_corpus(inputs, config(max_bytes_per_source=3000), tmp_path / "out")
     assert 3000 <= corpus.ledger.kept_bytes["first"] < 3500
+    assert corpus.ledger.full == {"first"}
     numbers = [
         int(document.url.removesuffix(".txt"))
         for path in (corpus.train, corpus.heldout)

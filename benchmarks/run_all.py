@@ -1,0 +1,38 @@
+"""Run every benchmark of `make bench`, each in its own process, and print one line each."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).parent
+RUNS = (
+    ("train_step.py", "--rows", "8", "--context", "512", "--dtype", "float32"),
+    ("train_step.py", "--rows", "8", "--context", "512", "--dtype", "bfloat16"),
+    ("decode.py", "--batch", "1"),
+    ("decode.py", "--batch", "8"),
+)
+
+
+def main() -> None:
+    """Pass further arguments (`--quick`) on to each; exit with 1 if one fails."""
+    failed = False
+    for script, *arguments in RUNS:
+        command = [sys.executable, str(HERE / script), *arguments, *sys.argv[1:]]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            failed = True
+            print(f"{script} {' '.join(arguments)} FAILED\n{done.stderr[-2000:]}")
+            continue
+        result = json.loads(done.stdout.strip().splitlines()[-1])
+        print(
+            f"{result['name']:<34} {result['ratio']:5.2f}x  "
+            f"({result['ratio_min']:.2f}-{result['ratio_max']:.2f}, {result['pairs']} pairs)  "
+            f"ours {result['ours']:,.0f}  peer {result['peer']:,.0f} {result['unit']}",
+            flush=True,
+        )
+    sys.exit(int(failed))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,69 @@
+"""Forward and backward of the `mini` shape: ours against transformers, same weights, no MTP.
+
+The indexer is frozen on both sides, as transformers leaves it. The peer runs in its faster dtype.
+Options: `--rows`, `--context`, `--dtype` (ours).
+"""
+
+import argparse
+
+import torch
+
+from fivefold.models.preset import preset
+from fivefold.ops.chunked_cross_entropy import chunked_cross_entropy
+from harness import add_options, compare, time_call
+from peer import build_pair
+
+
+def main() -> None:
+    """Measure tokens a second."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    add_options(parser)
+    parser.add_argument("--rows", type=int, default=8)
+    parser.add_argument("--context", type=int, default=512)
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+
+    config = preset("mini", num_nextn_predict_layers=0)
+    dtypes = (torch.float32, torch.bfloat16)
+    ours, peers = build_pair(config, getattr(torch, options.dtype), dtypes)
+    generator = torch.Generator().manual_seed(1)
+    shape = (options.rows, options.context + 1)
+    ids = torch.randint(0, config.vocab_size, shape, generator=generator)
+    inputs, labels = ids[:, :-1], ids[:, 1:].flatten()
+    ours.train()
+    for name, parameter in ours.named_parameters():
+        parameter.requires_grad_(".indexer." not in name)
+
+    def our_step() -> None:
+        ours.zero_grad(set_to_none=True)
+        hidden = ours(inputs).hidden_BTD.flatten(0, 1)
+        loss = chunked_cross_entropy(hidden, ours.lm_head.weight, labels, chunk_tokens=1024)
+        (loss / labels.numel()).backward()
+
+    def peer_step(model: torch.nn.Module) -> None:
+        model.zero_grad(set_to_none=True)
+        model(input_ids=inputs, labels=inputs, use_cache=False).loss.backward()
+
+    for model in peers.values():
+        model.train()
+        peer_step(model)
+    trials = {
+        dtype: min(time_call(lambda: peer_step(model)).wall_seconds for _ in range(2))
+        for dtype, model in peers.items()
+    }
+    fastest = min(trials, key=lambda dtype: trials[dtype])
+    peer = peers[fastest]
+    compare(
+        f"train_step_{options.rows}x{options.context}_{options.dtype}",
+        our_step,
+        lambda: peer_step(peer),
+        work=labels.numel(),
+        unit="tokens/s",
+        options=options,
+        detail={"peer_dtype": str(fastest).removeprefix("torch."), "ours_dtype": options.dtype},
+    )
+
+
+if __name__ == "__main__":
+    main()
