@@ -45,7 +45,7 @@ def test_every_number_survives_strict_json(path: Path, value: float) -> None:
 
     bind(path).write(1, {"x": value})
     record = json.loads(path.read_text(), parse_constant=refuse)
-    assert float(record["x"]) == value or math.isnan(value) and record["x"] == "nan"
+    assert float(record["x"]) == value or (math.isnan(value) and record["x"] == "nan")
 
 
 def test_write_shows_the_console_line_once(path: Path) -> None:

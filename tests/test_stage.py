@@ -36,6 +36,8 @@ from fivefold.stage import (
 class NoteConfig(Config):
     text: str = "a"
     """What the stage writes."""
+    repeat: int = 1
+    """How often it writes that."""
     unused: int = 0
     """Changes the config, not what the stage writes."""
     threads: Runtime[int] = 1
@@ -47,7 +49,7 @@ class NoteStage(Stage):
 
     config: NoteConfig
     die_at: int | None = None
-    die: Callable[[], None] = staticmethod(lambda: os._exit(9))
+    die: Callable[[], None]
 
     def execute(self, inputs: Mapping[str, Path], out: Path, context: StageContext) -> None:
         counter = out / "state" / "step.json"
@@ -61,7 +63,7 @@ class NoteStage(Stage):
             write_json(counter, {"step": step})
         texts = [(path / "note.txt").read_text() for path in inputs.values()]
         with atomic_write(out / "note.txt") as partial:
-            partial.write_text("".join(texts) + self.config.text)
+            partial.write_text("".join(texts) + self.config.text * self.config.repeat)
         write_json(out / "page" / "00_note.json", {"resumed_at": done})
 
 
@@ -83,10 +85,13 @@ def chain(**texts: str) -> list[Stage]:
     ]
 
 
-def dying(stage: Stage, step: int, die: Callable[[], None] = NoteStage.die) -> Stage:
+def die_at_once() -> None:
+    os._exit(9)
+
+
+def let_die(stage: Stage, step: int, die: Callable[[], None] = die_at_once) -> None:
     assert isinstance(stage, NoteStage)
     stage.die_at, stage.die = step, die
-    return stage
 
 
 def start(
@@ -207,7 +212,7 @@ def test_another_kind_of_stage_starts_anew(run: Path) -> None:
 def test_killed_run_goes_on_and_equals_an_uninterrupted_one(run: Path, tmp_path: Path) -> None:
     start(chain(), tmp_path / "straight")
     stages = chain()
-    dying(stages[1], 3)
+    let_die(stages[1], 3)
     assert in_child(lambda: start(stages, run)) == 9
     assert not (run / "b" / "finished.json").exists()
     assert start(chain(), run) == ["b", "c"]
@@ -229,7 +234,7 @@ def test_stage_that_raises_goes_on_where_it_was(run: Path) -> None:
         raise ZeroDivisionError
 
     stages = chain()
-    dying(stages[0], 3, fail)
+    let_die(stages[0], 3, fail)
     with pytest.raises(ZeroDivisionError):
         start(stages, run)
     assert start(chain(), run) == ["a", "b", "c"]
@@ -238,7 +243,7 @@ def test_stage_that_raises_goes_on_where_it_was(run: Path) -> None:
 
 def test_killed_stage_with_another_config_is_set_aside(run: Path) -> None:
     stages = chain()
-    dying(stages[0], 3)
+    let_die(stages[0], 3)
     assert in_child(lambda: start(stages, run)) == 9
     start(chain(a="A"), run)
     assert read_json(run / "a" / "page" / "00_note.json") == {"resumed_at": 0}
@@ -327,9 +332,14 @@ def test_atomic_write_that_fails_leaves_what_was_there(tmp_path: Path, before: s
     if before is not None:
         path.parent.mkdir()
         path.write_text(before)
-    with pytest.raises(ZeroDivisionError), atomic_write(path) as partial:
-        partial.write_text("half")
-        raise ZeroDivisionError
+
+    def fail_halfway() -> None:
+        with atomic_write(path) as partial:
+            partial.write_text("half")
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail_halfway()
     assert [file.name for file in path.parent.iterdir()] == ([] if before is None else ["file"])
     assert before is None or path.read_text() == before
 
@@ -390,21 +400,24 @@ def test_directory_that_cannot_be_made_is_a_storage_error(
 
 
 def test_really_full_place_fails_the_stage_and_it_goes_on_later(run: Path) -> None:
+    stages = chain()
+    stages[0] = stages[0].with_config(NoteConfig(repeat=5000))
+
     def with_small_files() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
         with pytest.raises(StorageError):
-            start(chain(a="a" * 5000), run)
+            start(stages, run)
         assert not (run / "a" / "note.txt").exists()
         assert not (run / "a" / "note.txt.partial").exists()
         os._exit(7)
 
     assert in_child(with_small_files) == 7
-    assert start(chain(a="a" * 5000), run) == ["a", "b", "c"]
+    assert start(stages, run) == ["a", "b", "c"]
     assert read_json(run / "a" / "page" / "00_note.json") == {"resumed_at": 4}
 
 
 def test_fault_at_a_file_of_the_user_is_named(tmp_path: Path) -> None:
-    with pytest.raises(StorageError, match="to open `/far/book.txt`"), storage_errors(tmp_path):
+    with pytest.raises(StorageError, match=r"to open `/far/book\.txt`"), storage_errors(tmp_path):
         raise PermissionError(errno.EACCES, "Permission denied", "/far/book.txt")
 
 
@@ -492,6 +505,6 @@ def test_finished_marker_tells_what_was_made(run: Path) -> None:
     finished = json.loads((run / "b" / "finished.json").read_text())
     upstream = json.loads((run / "a" / "finished.json").read_text())
     assert finished["inputs"] == {"x": upstream["output_digest"]}
-    assert finished["config"] == {"text": "b", "unused": 0, "threads": 1}
+    assert finished["config"] == {"text": "b", "repeat": 1, "unused": 0, "threads": 1}
     assert finished["seconds"] >= 0
     assert not (run / "b" / "started.json").exists()

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from fivefold.ops.masked_attention import masked_attention
+
 
 def attend_expanded(
     q_nope_BTHN: Tensor,
@@ -33,15 +35,10 @@ def attend_expanded(
     k_nope, v = kv_BSHX.split([nope, kv_BSHX.shape[-1] - nope], dim=-1)
     q_BTHQ = torch.cat([q_nope_BTHN, q_rope_BTHR], -1)
     k_BSHQ = torch.cat([k_nope, rope_BSR[:, :, None].expand(-1, -1, heads, -1)], -1)
-    mask = None if visible_BTS is None else visible_BTS[:, None]
-    out_BHTV = F.scaled_dot_product_attention(
-        q_BTHQ.transpose(1, 2),
-        k_BSHQ.transpose(1, 2),
-        v.transpose(1, 2),
-        attn_mask=mask,
-        is_causal=mask is None and queries > 1,
-        scale=scale,
-    )
+    q, k, v = q_BTHQ.transpose(1, 2), k_BSHQ.transpose(1, 2), v.transpose(1, 2)
+    if visible_BTS is not None:
+        return masked_attention(q, k, v, visible_BTS, scale).transpose(1, 2)
+    out_BHTV = F.scaled_dot_product_attention(q, k, v, is_causal=queries > 1, scale=scale)
     return out_BHTV.transpose(1, 2)
 
 

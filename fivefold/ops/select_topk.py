@@ -28,12 +28,12 @@ def selection_mask(scores: Tensor, k: int) -> Tensor:
     visible = scores > -torch.inf
     if k >= size:
         return visible
-    threshold = torch.topk(scores, k, dim=-1, sorted=True).values[..., -1:]
+    threshold = torch.topk(scores, k, dim=-1, sorted=False).values.amin(-1, keepdim=True)
     above = scores > threshold
     tied = scores == threshold
-    room = k - above.sum(-1, keepdim=True)
+    room = k - above.sum(-1, keepdim=True, dtype=torch.int32)
     # Only where looking at values costs no device synchronisation: most rows have no tie to break.
-    if scores.is_cpu and bool((tied.sum(-1, keepdim=True) == room).all()):
+    if scores.is_cpu and bool((tied.sum(-1, keepdim=True, dtype=torch.int32) == room).all()):
         return (above | tied) & visible
     return (above | (tied & (tied.cumsum(-1) <= room))) & visible
 

@@ -12,7 +12,13 @@ from rich.text import Text
 
 from fivefold.models.config import ModelConfig
 from fivefold.plan.config import Precision, TrainingRun
-from fivefold.plan.flops import TokenFlops, decode_flops, forward_flops, training_flops
+from fivefold.plan.flops import (
+    TokenFlops,
+    decode_flops,
+    forward_flops,
+    sparse_pays_from,
+    training_flops,
+)
 from fivefold.plan.memory import (
     CacheBytes,
     StateBytes,
@@ -93,7 +99,7 @@ def describe_model(
         },
         cache=cache_bytes(config, precision),
         run=None if run is None else _run_cost(config, run),
-        sparse_pays_from=_crossover(config),
+        sparse_pays_from=sparse_pays_from(config),
     )
 
 
@@ -115,22 +121,6 @@ def _context_cost(config: ModelConfig, context: int) -> ContextCost:
         decode=decode_flops(config, context).total,
         decode_sparse=decode_flops(config, context, sparse=True).total if sparse else None,
     )
-
-
-def _crossover(config: ModelConfig) -> int | None:
-    """Bisect for the context from which sparse is cheaper; the saving grows with the context."""
-    low, high = 1, config.max_position_embeddings
-
-    def saves(context: int) -> bool:
-        sparse = forward_flops(config, context, sparse=True).total
-        return sparse < forward_flops(config, context).total
-
-    if not config.has_indexer or not saves(high):
-        return None
-    while low < high:
-        middle = (low + high) // 2
-        low, high = (low, middle) if saves(middle) else (middle + 1, high)
-    return low
 
 
 def _run_cost(config: ModelConfig, run: TrainingRun) -> RunCost:

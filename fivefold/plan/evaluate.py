@@ -77,8 +77,8 @@ def simulate_layout(problem: Problem, layout: Layout, stages: Sequence[Piece]) -
     """Return the figures of a layout from its simulated schedule."""
     costs = stage_costs(problem, layout, stages)
     microbatches = problem.count_microbatches(layout)
-    period = 2 * layout.pipeline
-    short = 2 * period + microbatches % period
+    period = layout.pipeline
+    short = 3 * period + microbatches % period
     exact = microbatches <= short + period or microbatches * len(stages) <= _EXACT_ACTIONS
     sizes = [microbatches] if exact else [short, short + period]
     lines = []

@@ -130,6 +130,25 @@ def decode_flops(config: ModelConfig, context: int, *, sparse: bool = False) -> 
     return TokenFlops(**base)
 
 
+def sparse_pays_from(config: ModelConfig) -> int | None:
+    """Return the shortest context at which a sparse forward pass is cheaper, None if none is.
+
+    Bisects: beyond the kept keys the dense cost grows faster than the sparse one.
+    """
+    low, high = 1, config.max_position_embeddings
+
+    def saves(context: int) -> bool:
+        sparse = forward_flops(config, context, sparse=True).total
+        return sparse < forward_flops(config, context).total
+
+    if not config.has_indexer or not saves(high):
+        return None
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if saves(middle) else (middle + 1, high)
+    return low
+
+
 def pair_flops(config: ModelConfig, *, absorbed: bool) -> int:
     """Count the FLOPs of one query meeting one key and its value in one layer, over all heads."""
     if config.kv_lora_rank is None:

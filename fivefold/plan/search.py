@@ -10,18 +10,19 @@ from collections.abc import Iterator
 
 from fivefold.errors import ConfigError
 from fivefold.models.config import ModelConfig
+from fivefold.plan.chain import model_pieces
 from fivefold.plan.config import Precision, Recompute, TrainingRun
 from fivefold.plan.evaluate import LayoutPlan, estimate_layout, simulate_layout
 from fivefold.plan.hardware import Hardware
 from fivefold.plan.layout import Layout, Sharding
-from fivefold.plan.piece import Piece, merge_pieces, model_pieces
+from fivefold.plan.piece import Piece, merge_pieces
 from fivefold.plan.rank_load import Problem
 from fivefold.plan.stage_split import split_evenly
 
 GLM5_PRETRAINING = TrainingRun(total_tokens=28_500_000_000_000, batch_tokens=64 * 1024**2)
 """Tokens of GLM-5's pre-training (report, section 2); the batch is GLM-4.5's after warm-up."""
 
-_SIMULATED = 16
+_SIMULATED = 12
 _MOST_CHUNKS = 6
 _SHORTEST_SHARE = 2048
 

@@ -5,10 +5,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fivefold.models.preset import PRESETS, preset
+from fivefold.plan.config import TrainingStage
 from fivefold.plan.flops import (
     decode_flops,
     forward_flops,
     head_flops,
+    layer_flops,
     mean_selected_keys,
     mean_visible_keys,
     pair_flops,
@@ -94,14 +96,21 @@ def test_training_mtp_scales_with_depths() -> None:
     context=st.integers(1, 8192),
     stage=st.sampled_from(["dense", "sparse"]),
 )
-def test_training_recompute_adds_at_most_one_forward(name: str, context: int, stage) -> None:
+def test_training_full_recompute_adds_one_forward_of_every_layer(
+    name: str, context: int, stage: TrainingStage
+) -> None:
     config = preset(name)
     none, some, full = (
         training_flops(config, context, stage=stage, recompute=policy).total
         for policy in ("none", "feed_forward", "full")
     )
+    sparse = stage == "sparse"
+    depths = config.fivefold.mtp_depths * config.num_nextn_predict_layers
+    block = layer_flops(config, [config.num_hidden_layers], context, sparse=sparse).total
+    layers = forward_flops(config, context, sparse=sparse).total - head_flops(config)
 
-    assert none < some < full < 4 / 3 * none + 1
+    assert full - none == pytest.approx(layers + depths * (block + 4 * config.hidden_size**2))
+    assert none < some < full
 
 
 def test_training_warmup_costs_less_than_dense_training() -> None:

@@ -152,8 +152,8 @@ def test_link_carries_one_message_at_a_time() -> None:
 
 def test_memory_between_input_and_weight_gradient_is_counted() -> None:
     costs = even_costs(1, memory=10.0, weight_memory=4.0)
-    row = [Action(0, kind, microbatch) for kind, microbatch in (("F", 0), ("I", 0), ("F", 1))]
-    row += [Action(0, "I", 1), Action(0, "W", 0), Action(0, "W", 1)]
-    timeline = simulate(Schedule("two", 2, (0,), (tuple(row),)), costs)  # pyright: ignore[reportArgumentType]
+    row = (Action(0, "F", 0), Action(0, "I", 0), Action(0, "F", 1))
+    row += (Action(0, "I", 1), Action(0, "W", 0), Action(0, "W", 1))
+    timeline = simulate(Schedule("two", 2, (0,), (row,)), costs)
 
     assert timeline.peak_memory == (14.0,)
