@@ -22,7 +22,9 @@ def package() -> Iterator[logging.Logger]:
 
 
 def console(*, terminal: bool = False) -> Console:
-    return Console(file=io.StringIO(), width=120, force_terminal=terminal, color_system=None)
+    return Console(
+        file=io.StringIO(), width=120, force_terminal=terminal, _environ={"TERM": "xterm"}
+    )
 
 
 def shown(console: Console) -> str:

@@ -57,9 +57,9 @@ class ModelConfig(Config):
     """Query heads."""
     num_key_value_heads: int = pydantic.Field(default=64, gt=0)
     """Key and value heads; equals the query heads under MLA."""
-    q_lora_rank: int | None = 2048
+    q_lora_rank: int | None = pydantic.Field(default=2048, gt=0)
     """Rank of the query latent; None projects queries directly."""
-    kv_lora_rank: int | None = 512
+    kv_lora_rank: int | None = pydantic.Field(default=512, gt=0)
     """Rank of the key-value latent; None means grouped-query attention."""
     qk_nope_head_dim: int = pydantic.Field(default=192, ge=0)
     """Query-key channels a head without position."""
@@ -91,7 +91,7 @@ class ModelConfig(Config):
     """Factor on the routed experts' sum."""
     scoring_func: Literal["sigmoid"] = "sigmoid"
     """Router score."""
-    index_n_heads: int | None = 32
+    index_n_heads: int | None = pydantic.Field(default=32, gt=0)
     """Indexer heads; None means no indexer (plain MLA)."""
     index_head_dim: int = pydantic.Field(default=128, gt=0)
     """Channels of an indexer head; the rotary part comes first."""

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from fivefold.models.config import ModelConfig
 from fivefold.models.layer import LayerNorm, Linear
+from fivefold.ops.index_scores import index_scores
 from fivefold.ops.rotary import rotate_halves, rotate_pairs
 from fivefold.ops.select_topk import selection_mask
 
@@ -37,31 +38,34 @@ class Indexer(nn.Module):
         self.k_norm = LayerNorm(self.head_dim, eps=1e-6)
         self.weights_proj = Linear(config.hidden_size, self.heads)
 
+    @torch.no_grad()
     def keys(self, x_BTD: Tensor, turn_BTR: Tensor) -> Tensor:
         """Return the index keys (B, T, J) that later queries score."""
         key_BT1J = self.k_norm(self.wk(x_BTD))[:, :, None]
         return self._turn(key_BT1J, turn_BTR)[:, :, 0]
 
-    def scores(
-        self, x_BTD: Tensor, q_latent_BTC: Tensor, turn_BTR: Tensor, key_BSJ: Tensor
+    @torch.no_grad()
+    def select(
+        self,
+        x_BTD: Tensor,
+        q_latent_BTC: Tensor,
+        turn_BTR: Tensor,
+        key_BSJ: Tensor,
+        visible_BTS: Tensor | None,
     ) -> Tensor:
-        """Return I of (B, T, S) in fp32 (fp64 for fp64 input), causality not applied."""
-        rows, queries, _ = x_BTD.shape
-        q_BTIJ = self.wq_b(q_latent_BTC).view(rows, queries, self.heads, self.head_dim)
-        q_BTIJ = self._turn(q_BTIJ, turn_BTR)
-        wide = torch.float64 if x_BTD.dtype == torch.float64 else torch.float32
-        folded_BXJ = q_BTIJ.to(wide).view(rows, queries * self.heads, self.head_dim)
-        match_BXS = torch.bmm(folded_BXJ, key_BSJ.to(wide).transpose(1, 2)).relu_()
-        head_weight = nn.functional.linear(x_BTD.to(wide), self.weights_proj.weight.to(wide))
-        head_weight = head_weight * (self.heads * self.head_dim) ** -0.5
-        match_XIS = match_BXS.view(rows * queries, self.heads, -1)
-        scores_X1S = torch.bmm(head_weight.view(rows * queries, 1, self.heads), match_XIS)
-        return scores_X1S.view(rows, queries, -1)
+        """Mark the kept keys of each query, bool (B, T, S); no query sees a key after itself.
 
-    def select(self, scores_BTS: Tensor, visible_BTS: Tensor | None) -> Tensor:
-        """Mark the kept keys of each query among the visible ones (None: all); bool (B, T, S)."""
+        `visible_BTS` narrows further (documents of a packed row); None: nothing does.
+        """
+        rows, queries, _ = x_BTD.shape
+        wide = torch.promote_types(x_BTD.dtype, torch.float32)
+        q_BTIJ = self.wq_b(q_latent_BTC).view(rows, queries, self.heads, self.head_dim)
+        q_BTIJ = self._turn(q_BTIJ, turn_BTR).to(wide)
+        weight_BTI = nn.functional.linear(x_BTD.to(wide), self.weights_proj.weight.to(wide))
+        weight_BTI = weight_BTI * (self.heads * self.head_dim) ** -0.5
+        scores_BTS = index_scores(q_BTIJ, key_BSJ.to(wide), weight_BTI)
         if visible_BTS is not None:
-            scores_BTS = scores_BTS.masked_fill(~visible_BTS, -torch.inf)
+            scores_BTS.masked_fill_(~visible_BTS, -torch.inf)
         return selection_mask(scores_BTS, self.topk)
 
     def _turn(self, x_BTHJ: Tensor, turn_BTR: Tensor) -> Tensor:

@@ -9,7 +9,6 @@ the same function. Sources: DeepSeek-V2 report, section 2.1; DeepSeek-V3.2 repor
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 
 from fivefold.models.cache import LatentCache
@@ -77,8 +76,7 @@ class LatentAttention(nn.Module):
         context = queries + (around.cache.length_tokens if around.cache else 0)
         narrows = self.selects and context > self.topk
         if self.indexer is not None and (narrows or around.cache is not None):
-            with torch.no_grad():
-                index_BSJ = self.indexer.keys(x_BTD, around.turn_BTR)
+            index_BSJ = self.indexer.keys(x_BTD, around.turn_BTR)
         if around.cache is not None:
             latent_BSC, rope_BSR, index_BSJ = around.cache.append(
                 self.layer, latent_BSC, rope_BSR, index_BSJ
@@ -88,9 +86,9 @@ class LatentAttention(nn.Module):
         elif self.indexer is not None:
             assert q_latent_BTC is not None, "the indexer reads the query latent"
             assert index_BSJ is not None, "a full layer has index keys"
-            with torch.no_grad():
-                scores = self.indexer.scores(x_BTD, q_latent_BTC, around.turn_BTR, index_BSJ)
-                selected_BTS = self.indexer.select(scores, _explicit(around, scores))
+            selected_BTS = self.indexer.select(
+                x_BTD, q_latent_BTC, around.turn_BTR, index_BSJ, around.visible_BTS
+            )
         kv_b_HC = self.kv_b_proj.weight.view(self.heads, -1, self.latent)
         attend = attend_absorbed if around.absorbed else attend_expanded
         visible = around.visible_BTS if selected_BTS is None else selected_BTS
@@ -113,14 +111,6 @@ class LatentAttention(nn.Module):
         latent_BSC, rope_BSR = self.kv_a_proj_with_mqa(x_BTD).split([self.latent, self.rope], -1)
         turned_BS1R = self.rotate(rope_BSR[:, :, None], turn_BTR)
         return self.kv_a_layernorm(latent_BSC), turned_BS1R[:, :, 0]
-
-
-def _explicit(around: Surroundings, scores_BTS: Tensor) -> Tensor | None:
-    """Return the mask that `visible_BTS = None` stands for."""
-    queries, keys = scores_BTS.shape[1:]
-    if around.visible_BTS is not None or queries == 1:
-        return around.visible_BTS
-    return torch.ones(queries, keys, dtype=torch.bool, device=scores_BTS.device).tril()[None]
 
 
 def _softmax_scale(config: ModelConfig) -> float:

@@ -7,7 +7,7 @@ the activation before the down projection, which is the same function as after i
 the outputs for the backward. Source: DeepSeek-V3 report, section 2.1.2.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -35,45 +35,76 @@ def run_experts(
     x_TD: Tensor, chosen_TA: Tensor, weight_TA: Tensor, gate_up_EFD: Tensor, down_EDF: Tensor
 ) -> Tensor:
     """Compute `reference` with grouped matrix products and a hand-written backward."""
-    return _Experts.apply(x_TD, chosen_TA, weight_TA, gate_up_EFD, down_EDF)
+    if torch.is_grad_enabled():
+        return _Experts.apply(x_TD, chosen_TA, weight_TA, gate_up_EFD, down_EDF)
+    return _run(x_TD, chosen_TA, weight_TA, gate_up_EFD, down_EDF)[0]
 
 
-def sort_pairs(chosen_TA: Tensor, experts: int) -> tuple[Tensor, Tensor, list[int]]:
-    """Group the token-expert pairs by expert, in token order.
+class Pairs(NamedTuple):
+    """The token-expert pairs, grouped by expert and in token order within one."""
 
-    Returns the token of each sorted pair (P,), the sorted place of each pair (T, A), and the number
-    of pairs of each expert.
-    """
+    token_P: Tensor
+    """Token of each sorted pair."""
+    place_TA: Tensor
+    """Sorted place of each pair."""
+    parts: list[tuple[int, slice]]
+    """Each expert that has pairs, and where they stand."""
+
+
+def sort_pairs(chosen_TA: Tensor, experts: int) -> Pairs:
+    """Group the pairs of `chosen_TA` by expert."""
+    tokens, chosen = chosen_TA.shape
+    if tokens == 1:
+        place_TA = torch.arange(chosen, device=chosen_TA.device)[None]
+        parts = [(expert, slice(i, i + 1)) for i, expert in enumerate(chosen_TA[0].tolist())]
+        return Pairs(torch.zeros_like(place_TA[0]), place_TA, parts)
     flat = chosen_TA.flatten()
     order = torch.argsort(flat, stable=True)
     place = torch.empty_like(order)
     place[order] = torch.arange(order.numel(), device=order.device)
-    counts = torch.bincount(flat, minlength=experts).tolist()
-    return order // chosen_TA.shape[1], place.view_as(chosen_TA), counts
+    parts, begin = [], 0
+    for expert, count in enumerate(torch.bincount(flat, minlength=experts).tolist()):
+        if count:
+            parts.append((expert, slice(begin, begin + count)))
+        begin += count
+    return Pairs(order // chosen, place.view_as(chosen_TA), parts)
+
+
+def _run(
+    x_TD: Tensor, chosen_TA: Tensor, weight_TA: Tensor, gate_up_EFD: Tensor, down_EDF: Tensor
+) -> tuple[Tensor, Pairs, list[Tensor]]:
+    """Return the output, the pairs, and x, hidden, activation and weight of each pair."""
+    pairs = sort_pairs(chosen_TA, gate_up_EFD.shape[0])
+    width = down_EDF.shape[-1]
+    x_PD = x_TD.index_select(0, pairs.token_P)
+    hidden_PF = x_PD.new_empty(x_PD.shape[0], 2 * width)
+    for expert, part in pairs.parts:
+        torch.mm(x_PD[part], gate_up_EFD[expert].T, out=hidden_PF[part])
+    weight_P = torch.empty_like(weight_TA.flatten())
+    weight_P[pairs.place_TA.flatten()] = weight_TA.flatten()
+    weight_P = weight_P.to(x_TD.dtype)
+    act_PF = F.silu(hidden_PF[:, :width]).mul_(hidden_PF[:, width:])
+    weighted_PF = act_PF * weight_P[:, None]
+    y_PD = torch.empty_like(x_PD)
+    for expert, part in pairs.parts:
+        torch.mm(weighted_PF[part], down_EDF[expert].T, out=y_PD[part])
+    return _gather_sum(y_PD, pairs.place_TA), pairs, [x_PD, hidden_PF, act_PF, weight_P]
 
 
 class _Experts(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x_TD, chosen_TA, weight_TA, gate_up_EFD, down_EDF):
-        token_P, place_TA, counts = sort_pairs(chosen_TA, gate_up_EFD.shape[0])
-        width = down_EDF.shape[-1]
-        x_PD = x_TD.index_select(0, token_P)
-        hidden_PF = x_PD.new_empty(x_PD.shape[0], 2 * width)
-        for expert, part in _slices(counts):
-            torch.mm(x_PD[part], gate_up_EFD[expert].T, out=hidden_PF[part])
-        weight_P = torch.empty_like(weight_TA.flatten())
-        weight_P[place_TA.flatten()] = weight_TA.flatten()
-        weight_P = weight_P.to(x_TD.dtype)
-        act_PF = F.silu(hidden_PF[:, :width]).mul_(hidden_PF[:, width:])
-        weighted_PF = act_PF * weight_P[:, None]
-        y_PD = torch.empty_like(x_PD)
-        for expert, part in _slices(counts):
-            torch.mm(weighted_PF[part], down_EDF[expert].T, out=y_PD[part])
-        ctx.save_for_backward(
-            token_P, place_TA, x_PD, hidden_PF, act_PF, weight_P, gate_up_EFD, down_EDF
-        )
-        ctx.counts, ctx.weight_dtype = counts, weight_TA.dtype
-        return _gather_sum(y_PD, place_TA)
+    def forward(
+        ctx: Any,
+        x_TD: Tensor,
+        chosen_TA: Tensor,
+        weight_TA: Tensor,
+        gate_up_EFD: Tensor,
+        down_EDF: Tensor,
+    ) -> Tensor:
+        out_TD, pairs, kept = _run(x_TD, chosen_TA, weight_TA, gate_up_EFD, down_EDF)
+        ctx.save_for_backward(pairs.token_P, pairs.place_TA, *kept, gate_up_EFD, down_EDF)
+        ctx.parts, ctx.weight_dtype = pairs.parts, weight_TA.dtype
+        return out_TD
 
     @staticmethod
     @once_differentiable
@@ -89,7 +120,7 @@ class _Experts(torch.autograd.Function):
         grad_PD = grad_TD.index_select(0, token_P)
         grad_weighted_PF = torch.empty_like(act_PF)
         grad_down = torch.zeros_like(down_EDF) if ctx.needs_input_grad[4] else None
-        for expert, part in _slices(ctx.counts):
+        for expert, part in ctx.parts:
             torch.mm(grad_PD[part], down_EDF[expert], out=grad_weighted_PF[part])
             if grad_down is not None:
                 torch.mm(grad_PD[part].T, weighted_PF[part], out=grad_down[expert])
@@ -101,7 +132,7 @@ class _Experts(torch.autograd.Function):
         grad_hidden_PF[:, :width] = torch.ops.aten.silu_backward(grad_act_PF.mul_(up), gate)
         grad_x_PD = torch.empty_like(x_PD)
         grad_gate_up = torch.zeros_like(gate_up_EFD) if ctx.needs_input_grad[3] else None
-        for expert, part in _slices(ctx.counts):
+        for expert, part in ctx.parts:
             torch.mm(grad_hidden_PF[part], gate_up_EFD[expert], out=grad_x_PD[part])
             if grad_gate_up is not None:
                 torch.mm(grad_hidden_PF[part].T, x_PD[part], out=grad_gate_up[expert])
@@ -109,18 +140,8 @@ class _Experts(torch.autograd.Function):
         return _gather_sum(grad_x_PD, place_TA), None, grad_weight_TA, grad_gate_up, grad_down
 
 
-def _slices(counts: list[int]) -> list[tuple[int, slice]]:
-    """Return (expert, its slice of the sorted pairs) for the experts that have tokens."""
-    slices, start = [], 0
-    for expert, count in enumerate(counts):
-        if count:
-            slices.append((expert, slice(start, start + count)))
-        start += count
-    return slices
-
-
 def _gather_sum(y_PD: Tensor, place_TA: Tensor) -> Tensor:
     """Sum each token's pairs in the order of `place_TA`; returns (T, D)."""
     if y_PD.dtype == torch.float32:
         return F.embedding_bag(place_TA, y_PD, mode="sum")
-    return y_PD[place_TA.flatten()].view(*place_TA.shape, y_PD.shape[-1]).sum(1)
+    return y_PD[place_TA.flatten()].view(*place_TA.shape, -1).sum(1)

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 _BLOCK = 128
@@ -55,9 +56,11 @@ class _MaskedAttention(torch.autograd.Function):
         return torch.cat(outs, dim=2)
 
     @staticmethod
-    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
-        ctx: Any, grad: Tensor
+    @once_differentiable
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]  # the decorator's type
+        ctx: Any, *grads: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, None, None]:
+        (grad,) = grads
         q, k, v, bias, *saved = ctx.saved_tensors
         blocks = _blocks(q.shape[2], k.shape[2])
         outs, sums = saved[: len(blocks)], saved[len(blocks) :]
@@ -72,7 +75,7 @@ class _MaskedAttention(torch.autograd.Function):
                 out,
                 sum_,
                 0.0,
-                False,  # noqa: FBT003
+                False,
                 attn_mask=bias[:, :, block, keys],
                 scale=ctx.scale,
             )

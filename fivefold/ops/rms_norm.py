@@ -20,18 +20,25 @@ def reference(x: Tensor, gain: Tensor, eps: float) -> Tensor:
 
 def rms_norm(x: Tensor, gain: Tensor, eps: float) -> Tensor:
     """Compute `reference` with a hand-written backward that keeps one number a row."""
-    return _RmsNorm.apply(x, gain, eps)
+    if torch.is_grad_enabled():
+        return _RmsNorm.apply(x, gain, eps)
+    return _normalise(x, gain, eps)[0]
+
+
+def _normalise(x: Tensor, gain: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """Return the result and each row's inverse root-mean-square."""
+    wide = x if x.dtype == torch.float64 else x.float()
+    length = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
+    inverse_rms = length.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+    return (wide * inverse_rms).to(x.dtype) * gain, inverse_rms
 
 
 class _RmsNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, gain: Tensor, eps: float) -> Tensor:
-        wide = x if x.dtype == torch.float64 else x.float()
-        length = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
-        inverse_rms = length.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+        y, inverse_rms = _normalise(x, gain, eps)
         ctx.save_for_backward(x, gain, inverse_rms)
-        unit = (wide * inverse_rms).to(x.dtype)
-        return unit.to(torch.promote_types(x.dtype, gain.dtype)).mul_(gain)
+        return y
 
     @staticmethod
     @once_differentiable

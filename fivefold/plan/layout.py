@@ -13,6 +13,7 @@ import pydantic
 from fivefold.config import Config
 from fivefold.errors import ConfigError
 from fivefold.plan.config import Recompute
+from fivefold.plan.make_schedule import NAMES, placement_of
 
 Sharding = Literal["none", "optimizer", "gradients", "rolling", "weights"]
 """What data ranks share: nothing; optimizer state (ZeRO-1); gradients too (ZeRO-2), `rolling` for
@@ -41,7 +42,7 @@ class Layout(Config):
     """Name of the pipeline schedule."""
 
     chunks: int = pydantic.Field(default=1, gt=0)
-    """Stages a pipeline rank (2 for the V schedules)."""
+    """Stages a pipeline rank: 2 for the V schedules, any number if interleaved, else 1."""
 
     recompute: Recompute = "none"
     """Which activations the backward pass computes again."""
@@ -78,6 +79,18 @@ class Layout(Config):
             shared % self.expert == 0,
             f"`expert` to divide the {shared} ranks of a stage",
             self.expert,
+        )
+        _check(self.schedule in NAMES, f"a schedule among {', '.join(NAMES)}", self.schedule)
+        stages = len(placement_of(self.schedule, self.pipeline, self.chunks))
+        _check(
+            stages == self.pipeline * self.chunks,
+            f"`chunks` of {stages // self.pipeline} with the schedule {self.schedule}",
+            self.chunks,
+        )
+        _check(
+            self.recompute == "none" or self.schedule in ("1f1b", "interleaved"),
+            "no recomputation with a split backward, which keeps inputs for the weight gradients",
+            f"{self.schedule} with `recompute={self.recompute}`",
         )
         return self
 

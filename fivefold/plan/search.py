@@ -73,8 +73,19 @@ def evaluate_layout(
     *,
     precision: Precision | None = None,
 ) -> LayoutPlan:
-    """Return the simulated figures of one given layout, whether it fits or not."""
+    """Return the simulated figures of one given layout, whether it fits or not.
+
+    Raises:
+        ConfigError: more stages than the model has pieces, or a run as `search_layouts` refuses.
+    """
     _check_run(run)
+    pieces = config.num_hidden_layers + 2 + config.num_nextn_predict_layers
+    if layout.pipeline * layout.chunks > pieces:
+        raise ConfigError(
+            expected=f"at most {pieces} stages, one for each layer, the embedding and the head",
+            found=f"{layout.pipeline} pipeline ranks with {layout.chunks} chunks",
+            fix="Use fewer pipeline ranks or chunks",
+        )
     problem = Problem(config, run, hardware, precision or Precision())
     return simulate_layout(problem, layout, _Search(problem, layout.gpus).stages(layout))
 

@@ -17,7 +17,7 @@ from fivefold.plan.schedule import Action, Kind, Schedule, v_placement
 from fivefold.plan.simulate import StageCosts, even_costs, simulate
 
 _PERIOD = 6  # two chunks x (F, I, W) at one time unit each
-_PATIENCE = (0.0, 0.1, 0.25, 0.5, 1.0)
+_POLICIES = (Policy(), Policy(0.25), Policy(1.0))
 
 
 def zb_v(ranks: int, microbatches: int, costs: StageCosts | None = None) -> Schedule:
@@ -67,8 +67,7 @@ def _with_weight_gradients(
     ranks = len(orders)
     placement = v_placement(ranks)
     candidates = []
-    for patience in _PATIENCE:
-        policy = Policy(patience)
+    for policy in _POLICIES:
         run = ListScheduler(placement, microbatches, costs, (cap,) * ranks, policy, orders)
         schedule = Schedule(name, microbatches, placement, run.run())
         candidates.append((simulate(schedule, costs).longest_span, schedule))

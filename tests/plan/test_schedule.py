@@ -69,8 +69,8 @@ def test_find_faults_names_the_damage(damage, complaint: str) -> None:
 def test_find_faults_sees_a_deadlock_between_ranks() -> None:
     # Both ranks have every action once, but rank 1 wants microbatch 1 before rank 0 may send it.
     schedule = make_schedule("1f1b", 2, 2)
-    first = tuple(Action(0, kind, m) for kind, m in (("F", 0), ("B", 0), ("F", 1), ("B", 1)))
-    second = tuple(Action(1, kind, m) for kind, m in (("F", 0), ("F", 1), ("B", 0), ("B", 1)))
+    first = (Action(0, "F", 0), Action(0, "B", 0), Action(0, "F", 1), Action(0, "B", 1))
+    second = (Action(1, "F", 0), Action(1, "F", 1), Action(1, "B", 0), Action(1, "B", 1))
     crossed = dataclasses.replace(schedule, actions=(first, second))
 
     assert find_faults(crossed) == ["deadlock: rank 0 before 0B0; rank 1 before 1F1"]

@@ -89,6 +89,26 @@ def test_layout_refuses_axes_that_do_not_divide() -> None:
         validate(Layout, {"gpus": 16, "pipeline": 4, "expert": 8}, where="layout")
 
 
+@pytest.mark.parametrize(
+    ("fields", "complaint"),
+    [
+        ({"schedule": "zb_w"}, "schedule among"),
+        ({"schedule": "zb_v"}, "`chunks` of 2"),
+        ({"schedule": "1f1b", "chunks": 2}, "`chunks` of 1"),
+        ({"schedule": "zb_h1", "recompute": "full"}, "split backward"),
+    ],
+)
+def test_layout_refuses_policies_that_exclude_each_other(fields: dict, complaint: str) -> None:
+    with pytest.raises(ConfigError, match=complaint):
+        validate(Layout, {"gpus": 8, "pipeline": 4, **fields}, where="layout")
+
+
+def test_evaluate_refuses_more_stages_than_pieces() -> None:
+    layout = Layout(gpus=64, pipeline=64)
+    with pytest.raises(ConfigError, match="at most 19 stages"):
+        evaluate_layout(preset("small"), layout, _H100, _RUN)
+
+
 def test_render_layouts_fits_100_columns() -> None:
     run = _RUN.model_copy(update={"total_tokens": 28_500_000_000_000})
     plans = [
@@ -104,6 +124,7 @@ def test_render_layouts_fits_100_columns() -> None:
                 chunks=4,
             ),
             Layout(gpus=1024, pipeline=8, tensor=4, expert=128, recompute="feed_forward"),
+            Layout(gpus=1024, pipeline=4, expert=256, schedule="zb_h2"),
         )
     ]
     console = Console(width=100, no_color=True)
