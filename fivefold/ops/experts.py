@@ -144,4 +144,4 @@ def _gather_sum(y_PD: Tensor, place_TA: Tensor) -> Tensor:
     """Sum each token's pairs in the order of `place_TA`; returns (T, D)."""
     if y_PD.dtype == torch.float32:
         return F.embedding_bag(place_TA, y_PD, mode="sum")
-    return y_PD[place_TA.flatten()].view(*place_TA.shape, -1).sum(1)
+    return y_PD[place_TA.flatten()].view(*place_TA.shape, y_PD.shape[-1]).sum(1)

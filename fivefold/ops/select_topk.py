@@ -57,4 +57,4 @@ def select_topk(scores: Tensor, k: int) -> Tensor:
         # A strict step after place k leaves one choice only, and no invisible entry in it.
         if bool((values[..., k - 1] > values[..., k]).all()):
             return indices[..., :k].sort(dim=-1).values
-    return mask_to_indices(selection_mask(scores, k), min(k, scores.shape[-1]))
+    return mask_to_indices(selection_mask(scores, k), k)

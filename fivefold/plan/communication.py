@@ -82,5 +82,4 @@ def reduction_seconds(
         return 0.0
     gathers = 2 * passes if layout.sharding == "weights" else 1
     size = parameters * (passes * gradient_bytes + gathers * weight_bytes) * (shards - 1) / shards
-    group = shards * layout.tensor
-    return link_seconds(size, group, hardware)
+    return link_seconds(size, layout.gpus // layout.pipeline, hardware)

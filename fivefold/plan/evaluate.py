@@ -24,6 +24,7 @@ from fivefold.plan.rank_load import (
 from fivefold.plan.simulate import StageCosts, simulate
 
 _EXACT_ACTIONS = 1000
+"""Stage microbatches up to which a whole step is simulated instead of extrapolated."""
 
 
 @dataclass(frozen=True)

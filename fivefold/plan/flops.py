@@ -1,8 +1,8 @@
 """FLOPs a token, by part, context and stage.
 
 A multiply-add counts as two. Only matrix products count (projections, experts, attention scores
-and values, indexer scores, head); norms, rotary and softmax are below one percent. A row is one
-causal sequence: a token at position t sees t keys, on average (T + 1) / 2.
+and values, indexer scores, head); norms, rotary and softmax are left out. A row is one causal
+sequence: a token at position t sees t keys, on average (T + 1) / 2.
 
 Attention has two forms with the same projections. *Expanded* builds a key and a value for every
 head; *absorbed* folds the up-projections into query and output and reads the latent itself, which
@@ -124,9 +124,8 @@ def decode_flops(config: ModelConfig, context: int, *, sparse: bool = False) -> 
     base = vars(forward_flops(config, 1, sparse=sparse))
     keys = min(config.index_topk, context) if sparse and config.has_indexer else context
     base["attention_core"] = layers * keys * pair_flops(config, absorbed=True)
-    base["indexer_scores"] = (
-        sparse * _count_indexers(config, range(layers)) * context * (index_pair_flops(config))
-    )
+    indexers = _count_indexers(config, range(layers)) * sparse
+    base["indexer_scores"] = indexers * context * index_pair_flops(config)
     return TokenFlops(**base)
 
 

@@ -17,8 +17,6 @@ from fivefold.plan.schedule import Action, Kind
 from fivefold.plan.simulate import StageCosts
 
 
-BASE = 1
-
 @dataclass(frozen=True)
 class Policy:
     """How ties between good reasons are broken.
@@ -130,7 +128,7 @@ class ListScheduler:
         if self.policy.ahead is None or stage != self.local[rank][0]:
             return True
         waiting = self.counts["F"][stage] - self.counts["I"][stage]
-        return waiting < self.policy.ahead * (len(self.caps) - 1 - rank) + BASE
+        return waiting < self.policy.ahead * (len(self.caps) - 1 - rank) + 1
 
     def _oldest_weight_gradient(self, rank: int) -> Action | None:
         pending = [

@@ -51,6 +51,35 @@ def make_schedule(
     return {"1f1b": one_f_one_b, "zb_h1": zb_h1, "zb_h2": zb_h2}[name](ranks, microbatches)
 
 
+def rank_costs(
+    name: str,
+    ranks: int,
+    *,
+    chunks: int = 2,
+    forward: float = 1.0,
+    input_gradient: float = 1.0,
+    weight_gradient: float = 1.0,
+    edge: float = 0.0,
+    weight_memory: float = 1.0,
+) -> StageCosts:
+    """Return even costs for a schedule from what one microbatch takes on a whole rank.
+
+    Times are divided over the rank's stages, so that schedules with one and with several compare.
+    Memory counts whole microbatches; `weight_memory` is the share that stays between I and W.
+    """
+    placement = placement_of(name, ranks, chunks)
+    share = ranks / len(placement)
+    return even_costs(
+        len(placement),
+        forward * share,
+        input_gradient * share,
+        weight_gradient * share,
+        edge,
+        memory=share,
+        weight_memory=weight_memory * share,
+    )
+
+
 def placement_of(name: str, ranks: int, chunks: int = 2) -> tuple[int, ...]:
     """Return where the stages of a schedule live, which its costs have to know beforehand."""
     if name in ("zb_v", "v_half", "v_min"):

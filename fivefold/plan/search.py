@@ -23,8 +23,13 @@ GLM5_PRETRAINING = TrainingRun(total_tokens=28_500_000_000_000, batch_tokens=64 
 """Tokens of GLM-5's pre-training (report, section 2); the batch is GLM-4.5's after warm-up."""
 
 _SIMULATED = 12
+"""Fitting layouts that are simulated, best estimates first."""
+
 _MOST_CHUNKS = 6
+"""Most stages a rank that interleaving is tried with."""
+
 _SHORTEST_SHARE = 2048
+"""Fewest tokens of a row that context ranks are given each."""
 
 
 def search_layouts(
@@ -45,24 +50,24 @@ def search_layouts(
     """
     _check_run(run)
     problem = Problem(config, run, hardware, precision or Precision())
-    search = _Search(problem, gpus)
+    search = _Search(problem)
     estimates = [plan for axes in _axes(problem, gpus) if (plan := search.cheapest(axes))]
-    if not estimates:
+    estimates.sort(key=lambda plan: plan.step_seconds)
+    simulated = (
+        simulate_layout(problem, plan.layout, search.stages(plan.layout)) for plan in estimates
+    )
+    fastest: dict[tuple[int, ...], LayoutPlan] = {}
+    for plan in itertools.islice(filter(search.fits, simulated), _SIMULATED):
+        known = fastest.get(plan.layout.axes)
+        if known is None or plan.step_seconds < known.step_seconds:
+            fastest[plan.layout.axes] = plan
+    if not fastest:
         raise ConfigError(
             expected=f"a layout that fits {gpus} {hardware.name} GPUs",
             found="none: every one exceeds the memory of some rank or starves the pipeline",
             fix="Give more GPUs, or GPUs with more memory, or a larger batch",
         )
-    estimates.sort(key=lambda plan: plan.step_seconds)
-    fastest: dict[tuple[int, ...], LayoutPlan] = {}
-    for estimate in estimates[:_SIMULATED]:
-        plan = simulate_layout(problem, estimate.layout, search.stages(estimate.layout))
-        axes = estimate.layout.axes
-        known = fastest.get(axes)
-        if search.fits(plan) and (known is None or plan.step_seconds < known.step_seconds):
-            fastest[axes] = plan
-    plans = list(fastest.values()) or estimates
-    return sorted(plans, key=lambda plan: plan.step_seconds)[:best]
+    return sorted(fastest.values(), key=lambda plan: plan.step_seconds)[:best]
 
 
 def evaluate_layout(
@@ -87,7 +92,7 @@ def evaluate_layout(
             fix="Use fewer pipeline ranks or chunks",
         )
     problem = Problem(config, run, hardware, precision or Precision())
-    return simulate_layout(problem, layout, _Search(problem, layout.gpus).stages(layout))
+    return simulate_layout(problem, layout, _Search(problem).stages(layout))
 
 
 def _check_run(run: TrainingRun) -> None:
@@ -149,9 +154,8 @@ def _schedules(config: ModelConfig, pipeline: int) -> list[tuple[str, int]]:
 class _Search:
     """Caches chains and cuts, which many layouts share."""
 
-    def __init__(self, problem: Problem, gpus: int) -> None:
+    def __init__(self, problem: Problem) -> None:
         self.problem = problem
-        self.gpus = gpus
         self.chains: dict[tuple, list[Piece]] = {}
         self.cuts: dict[tuple, list[Piece]] = {}
 

@@ -18,7 +18,7 @@ def nano() -> list[Stage]:
     """Return the stages: corpus -> tokenizer -> tokens -> pretrain."""
     shape = preset("nano")
     return [
-        CorpusStage("corpus", CorpusConfig()),
+        CorpusStage("corpus", CorpusConfig(max_bytes_per_source=3_000_000)),
         TokenizerStage(
             "tokenizer",
             TokenizerTrainingConfig(tokenizer=TokenizerConfig(vocab_size=shape.vocab_size)),

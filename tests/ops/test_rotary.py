@@ -156,7 +156,7 @@ def test_yarn_equals_transformers(channels: int, changes: dict[str, float]) -> N
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
     parameters = {**YARN, **changes}
-    theirs = DeepseekV3Config(head_dim=channels, rope_parameters=parameters)
+    theirs = DeepseekV3Config(rope_parameters=parameters)
     theirs.head_dim = channels
     expected, expected_factor = ROPE_INIT_FUNCTIONS["yarn"](theirs, torch.device("cpu"))
     speeds, factor = inverse_frequencies(parameters, channels)

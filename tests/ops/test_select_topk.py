@@ -36,13 +36,16 @@ def test_rows_without_ties_equal_the_stable_sort() -> None:
     # Without a tie the fast path leaves the counting of equals out.
     scores = torch.randn(1000, 48, generator=torch.Generator().manual_seed(SEED))
     for k in (1, 7, 47):
-        assert torch.equal(selection_mask(scores, k), reference(scores, k))
+        chosen = reference(scores, k)
+        assert torch.equal(selection_mask(scores, k), chosen)
+        assert torch.equal(select_topk(scores, k), mask_to_indices(chosen, k))
 
 
 def test_one_tied_row_among_untied_ones_is_broken_by_index() -> None:
     scores = torch.randn(50, 48, generator=torch.Generator().manual_seed(SEED))
     scores[17] = 1.0
     assert torch.equal(selection_mask(scores, 5), reference(scores, 5))
+    assert torch.equal(select_topk(scores, 5), mask_to_indices(reference(scores, 5), 5))
     assert select_topk(scores, 5)[17].tolist() == [0, 1, 2, 3, 4]
 
 

@@ -3,7 +3,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fivefold.errors import ConfigError
-from fivefold.plan.automatic import POLICIES, automatic
+from fivefold.plan.automatic import POLICIES, automatic, search_policies
 from fivefold.plan.make_schedule import make_schedule
 from fivefold.plan.schedule import find_faults, loop_placement, v_placement
 from fivefold.plan.simulate import StageCosts, even_costs, simulate
@@ -39,9 +39,9 @@ def _problems(draw: st.DrawFn) -> tuple[tuple[int, ...], int, StageCosts, tuple[
 
 @settings(deadline=None, max_examples=120)
 @given(problem=_problems(), policy=st.sampled_from(POLICIES))
-def test_automatic_random_costs_and_caps_give_valid_tables_within_memory(problem, policy) -> None:
+def test_search_random_costs_and_caps_give_valid_tables_within_memory(problem, policy) -> None:
     placement, microbatches, costs, caps = problem
-    schedule = automatic(placement, microbatches, costs, caps, [policy])
+    schedule = search_policies(placement, microbatches, costs, caps, [policy])
 
     assert find_faults(schedule) == []
     peaks = simulate(schedule, costs).peak_memory
@@ -66,15 +66,26 @@ def test_automatic_more_memory_never_costs_time() -> None:
     assert spans[0] > spans[1] > spans[2]
 
 
-def test_automatic_beats_handmade_schedules_on_uneven_stages() -> None:
-    times = (1.0, 1.0, 1.0, 1.6)
-    even = even_costs(4)
-    costs = StageCosts(times, times, (0.5,) * 4, even.edge, even.memory, even.weight_memory)
-    cap = (7.0,) * 4
-    ours = simulate(automatic(loop_placement(4), 16, costs, cap), costs).makespan
-    handmade = simulate(make_schedule("zb_h2", 4, 16), costs).makespan
+@pytest.mark.parametrize("name", ["zb_h1", "zb_h2"])
+@pytest.mark.parametrize("slow", [1.0, 1.6], ids=["even", "uneven"])
+def test_automatic_is_never_slower_than_handmade_tables_of_its_memory(
+    name: str, slow: float
+) -> None:
+    times, even = (1.0, 1.0, 1.0, slow), even_costs(4)
+    costs = StageCosts(times, times, (1.0,) * 4, even.edge, even.memory, even.weight_memory)
+    handmade = simulate(make_schedule(name, 4, 16), costs)
+    ours = simulate(automatic(loop_placement(4), 16, costs, handmade.peak_memory), costs)
 
-    assert ours <= handmade
+    assert ours.longest_span <= handmade.longest_span
+    assert all(a <= b for a, b in zip(ours.peak_memory, handmade.peak_memory, strict=True))
+
+
+def test_search_beats_handmade_tables_where_weight_gradients_are_short() -> None:
+    costs = even_costs(8, 1.0, 0.98, 0.5, 0.03, weight_memory=0.4)
+    handmade = simulate(make_schedule("zb_h2", 8, 32), costs)
+    found = simulate(search_policies(loop_placement(8), 32, costs, (16.0,) * 8), costs)
+
+    assert found.longest_span < 0.95 * handmade.longest_span
 
 
 def test_automatic_refuses_a_cap_below_one_microbatch() -> None:

@@ -1,7 +1,7 @@
 import pytest
 
 from fivefold.models.preset import preset
-from fivefold.plan.automatic import POLICIES, automatic
+from fivefold.plan.automatic import POLICIES, search_policies
 from fivefold.plan.dense_gpt import gpt_parameters, gpt_step_flops, gpt_training_seconds
 from fivefold.plan.list_schedule import Policy
 from fivefold.plan.make_schedule import make_schedule
@@ -41,7 +41,7 @@ def test_bubble_rate_equals_the_zero_bubble_paper(row: BubbleRow, name: str) -> 
 def test_automatic_equals_zb_1p_within_the_memory_of_1f1b(row: BubbleRow) -> None:
     costs, cap = _costs(row), (float(row.ranks),) * row.ranks
     policies = [Policy(0.0, 1.0), Policy(0.0, 1.5)]
-    schedule = automatic(loop_placement(row.ranks), row.microbatches, costs, cap, policies)
+    schedule = search_policies(loop_placement(row.ranks), row.microbatches, costs, cap, policies)
     timeline = simulate(schedule, costs)
 
     assert round(timeline.bubble_rate, 4) == row.zb_1p
@@ -53,7 +53,7 @@ def test_automatic_is_as_good_as_zb_2p_within_twice_the_memory(row: BubbleRow) -
     costs = _costs(row, WEIGHT_MEMORY_SHARE[row.model])
     policies = POLICIES if row.ranks == 8 else [Policy(1.0, 2.0)]
     cap = (2.0 * row.ranks,) * row.ranks
-    schedule = automatic(loop_placement(row.ranks), row.microbatches, costs, cap, policies)
+    schedule = search_policies(loop_placement(row.ranks), row.microbatches, costs, cap, policies)
     timeline = simulate(schedule, costs)
 
     assert timeline.bubble_rate <= row.zb_2p + 5e-4
