@@ -15,6 +15,7 @@ import errno
 import hashlib
 import json
 import logging
+import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -111,15 +112,14 @@ def atomic_write(path: Path) -> Iterator[Path]:
     with storage_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         remove(partial)
-    try:
-        with storage_errors(path):
+        try:
             yield partial
             if path.is_dir():
                 remove(path)
             partial.replace(path)
-    except BaseException:
-        remove(partial)
-        raise
+        except BaseException:
+            remove(partial)
+            raise
 
 
 @contextmanager
@@ -131,35 +131,22 @@ def storage_errors(path: Path) -> Iterator[None]:
         if error.errno not in _STORAGE_FAULTS:
             raise
         # A stage also reads: the fault may lie at a file of the user's, far from what it writes.
-        named = Path(error.filename) if isinstance(error.filename, str) else path
-        is_ours = str(named.absolute()).startswith(str(path.absolute()))
-        place = path if is_ours else named
+        place = Path(error.filename) if isinstance(error.filename, str) else path
+        is_ours = str(place.absolute()).startswith(str(path.absolute()))
         raise StorageError(
-            expected=f"to be able to {'write' if is_ours else 'open'} `{place}`",
+            expected=f"to be able to {f'write `{path}`' if is_ours else f'open `{place}`'}",
             found=f"{error.strerror}, {_free_bytes(place) / 2**20:,.0f} MiB free",
             fix="Free space, correct the permissions, or choose another place with `--run-dir`; a "
             "finished stage is kept and the same command goes on from there",
         ) from error
 
 
-_STORAGE_FAULTS = (
-    errno.ENOSPC,
-    errno.EDQUOT,
-    errno.EFBIG,
-    errno.EROFS,
-    errno.EACCES,
-    errno.EIO,
-)
+_STORAGE_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EIO)
 
 
 def _free_bytes(path: Path) -> int:
-    """Return the free bytes of the nearest place above `path` that can be asked."""
-    for place in (path, *path.absolute().parents):
-        try:
-            return shutil.disk_usage(place).free
-        except OSError:
-            continue
-    return 0
+    places = (path, *path.absolute().parents)
+    return shutil.disk_usage(next(place for place in places if os.access(place, os.F_OK))).free
 
 
 def remove(path: Path) -> None:
@@ -190,14 +177,11 @@ def digest_directory(root: Path) -> str:
     whole = hashlib.sha256()
     for path in sorted(path for path in root.rglob("*") if path.is_file()):
         relative = path.relative_to(root)
-        if relative.parts[0] in ("page", "state", "started.json", "finished.json"):
+        is_outside = relative.parts[0] in ("page", "state", "started.json", "finished.json")
+        if is_outside or any(part.endswith(".partial") for part in relative.parts):
             continue
-        if any(part.endswith(".partial") for part in relative.parts):
-            continue
-        content = xxhash.xxh3_128()
         with path.open("rb") as file:
-            while block := file.read(1 << 22):
-                content.update(block)
+            content = hashlib.file_digest(file, xxhash.xxh3_128)
         whole.update(f"{relative.as_posix()}\0{content.hexdigest()}\n".encode())
     return whole.hexdigest()[:16]
 
@@ -218,9 +202,7 @@ def order_stages(stages: Sequence[Stage]) -> list[Stage]:
     ordered: dict[str, Stage] = {}
     pending = list(stages)
     while pending:
-        ready = [
-            stage for stage in pending if all(need in ordered for need in stage.needs.values())
-        ]
+        ready = [stage for stage in pending if ordered.keys() >= set(stage.needs.values())]
         if not ready:
             stuck = "; ".join(f"{s.name} needs {', '.join(s.needs.values())}" for s in pending)
             raise ConfigError(
@@ -254,9 +236,8 @@ def select_stages(stages: Sequence[Stage], selection: Selection) -> list[Stage]:
             found=repr(wanted),
             fix=f"Choose one of {', '.join(names)}",
         )
-    if selection.only:
-        return [ordered[names.index(wanted)]]
-    return ordered[: names.index(wanted) + 1]
+    last = names.index(wanted)
+    return ordered[last if selection.only else 0 : last + 1]
 
 
 def claim_run_directory(run: Path, recipe: str) -> None:
@@ -265,22 +246,16 @@ def claim_run_directory(run: Path, recipe: str) -> None:
     Raises:
         RunDirectoryError: the directory holds another recipe's run or foreign files.
     """
-    manifest = read_json(run / "manifest.json")
-    if manifest is not None and manifest.get("recipe") == recipe:
+    owner = (read_json(run / "manifest.json") or {}).get("recipe")
+    if owner == recipe:
         return
-    if manifest is not None:
-        raise RunDirectoryError(
-            expected=f"a run of recipe `{recipe}` in `{run}`",
-            found=f"a run of recipe `{manifest.get('recipe')}`",
-            fix="Choose another directory with `--run-dir`",
-        )
     # A run killed while it claimed the directory leaves a partial manifest, and may come again.
     if run.exists() and (
         not run.is_dir() or any(path.name != "manifest.json.partial" for path in run.iterdir())
     ):
         raise RunDirectoryError(
-            expected=f"an empty directory or an earlier run of `{recipe}` at `{run}`",
-            found="files that no run of Fivefold made",
+            expected=f"an empty directory or an earlier run of recipe `{recipe}` at `{run}`",
+            found=f"a run of recipe `{owner}`" if owner else "files that no run of Fivefold made",
             fix="Choose another directory with `--run-dir`",
         )
     with storage_errors(run):
@@ -321,8 +296,7 @@ def _run_stage(stage: Stage, run: Path, context: StageContext) -> None:
         started = None
     if started is None:
         context.metrics.forget_after(-1)
-        with storage_errors(out):
-            write_json(out / "started.json", marker)
+        write_json(out / "started.json", marker)
         logger.info("%s: %s", stage.name, stage.what or "starts")
     else:
         logger.info("%s: was interrupted, goes on", stage.name)

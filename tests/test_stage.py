@@ -54,7 +54,8 @@ class NoteStage(Stage):
     def execute(self, inputs: Mapping[str, Path], out: Path, context: StageContext) -> None:
         counter = out / "state" / "step.json"
         done = (read_json(counter) or {"step": 0})["step"]
-        context.metrics.forget_after(done)
+        if done:
+            context.metrics.forget_after(done)
         for step in range(done + 1, 5):
             context.metrics.write(step, {"note/step": step})
             if step == self.die_at:

@@ -8,6 +8,11 @@ from fivefold.config import Config, Runtime
 from fivefold.errors import ConfigError
 from fivefold.text.config import TokenizerConfig
 
+LONG = "long"
+"""Name of the source of long pieces in a mixture."""
+PLANTED = "planted"
+"""Name of the source of documents with planted facts."""
+
 
 class CorpusConfig(Config):
     """Which documents make up the corpus and which of them are held out."""
@@ -81,8 +86,53 @@ class MixtureConfig(Config):
     weights: dict[str, tuple[WeightPoint, ...]] = pydantic.Field(default_factory=dict)
     """Per source, a step function of tokens seen; empty mixes in proportion to tokens."""
 
+    shares: dict[str, float] = pydantic.Field(default_factory=dict)
+    """Share of all rows for `long` and `planted`; the rest goes by `weights`. Empty: none."""
+
     max_epochs: float | None = pydantic.Field(default=None, gt=0)
     """Most passes over any source; one more row is an error. None: no limit."""
+
+    @pydantic.model_validator(mode="after")
+    def _check_shares(self) -> "MixtureConfig":
+        shares = self.shares.values()
+        if set(self.shares) - {LONG, PLANTED} or min(shares, default=0) < 0 or sum(shares) > 1:
+            raise ConfigError(
+                expected=f"`shares` of `{LONG}` and `{PLANTED}`, none below 0, at most 1 in all",
+                found=str(self.shares),
+                fix="Correct them; sources of the corpus have `weights`",
+            )
+        return self
+
+
+class PlantedConfig(Config):
+    """Documents with planted facts: real text, facts in it, and questions for them at its end."""
+
+    contexts: tuple[int, ...] = ()
+    """Contexts, in tokens, that documents are made to fill; empty makes none."""
+
+    tokens_per_context: int = pydantic.Field(default=200_000, gt=0)
+    """Training tokens for each context; what a phase's share needs, for few repeats."""
+
+    heldout_documents: int = pydantic.Field(default=64, ge=1)
+    """Documents for evaluation for each context, of held-out text and with other values."""
+
+    facts: int = pydantic.Field(default=4, ge=1, le=32)
+    """Most facts that a document asks for; fewer where `fact_share` says so."""
+
+    distractors: int = pydantic.Field(default=1, ge=1, le=8)
+    """Facts of the same form about something else, for each fact that is asked for."""
+
+    fact_share: float = pydantic.Field(default=0.5, gt=0, le=0.9)
+    """Most of a document that facts, distractors and questions may take."""
+
+    word_share: float = pydantic.Field(default=0.5, ge=0, le=1)
+    """Share of facts with two words for a value; the others have a number."""
+
+    number_digits: int = pydantic.Field(default=5, ge=3, le=12)
+    """Digits of a number value."""
+
+    seed: int = pydantic.Field(default=0, ge=0, lt=2**63)
+    """Seed of everything drawn; the run's seed does not move it, so that runs compare."""
 
 
 class TokensConfig(Config):
@@ -97,6 +147,15 @@ class TokensConfig(Config):
     mixture: MixtureConfig = MixtureConfig()
     """How loaders mix the sources unless a stage says otherwise."""
 
+    long_contexts: tuple[int, ...] = ()
+    """Contexts, in tokens, for which the source `long` is made: long pieces of all sources."""
+
+    long_share: float = pydantic.Field(default=0.5, gt=0, le=1)
+    """Share of a context that a piece in the source `long` fills at least."""
+
+    planted: PlantedConfig = PlantedConfig()
+    """The source `planted`."""
+
     @pydantic.model_validator(mode="after")
     def _check_contexts(self) -> "TokensConfig":
         if min(self.contexts) < 2 or len(set(self.contexts)) != len(self.contexts):
@@ -104,5 +163,12 @@ class TokensConfig(Config):
                 expected="`contexts` of at least 2 tokens, each once",
                 found=str(self.contexts),
                 fix="Correct the list, for example `tokens.contexts=[256,512]`",
+            )
+        extra = sorted({*self.long_contexts, *self.planted.contexts} - {*self.contexts})
+        if extra:
+            raise ConfigError(
+                expected="`long_contexts` and `planted.contexts` to be among `contexts`",
+                found=str(extra),
+                fix="Add them to `tokens.contexts`",
             )
         return self

@@ -73,7 +73,22 @@ def pack_documents(
     """
     if method == "concat":
         return _concatenate(lengths, context_tokens)
+    return _best_fit(context_tokens, *cut_documents(lengths, context_tokens))
+
+
+def pack_long_pieces(lengths: np.ndarray, context_tokens: int, smallest_tokens: float) -> Pack:
+    """Pack the pieces of at least `smallest_tokens` alone, best fit; none may be left.
+
+    The end of a cut document counts as a piece: where it is short, it is left out.
+    """
     document, start, length = cut_documents(lengths, context_tokens)
+    kept = length >= smallest_tokens
+    return _best_fit(context_tokens, document[kept], start[kept], length[kept])
+
+
+def _best_fit(
+    context_tokens: int, document: np.ndarray, start: np.ndarray, length: np.ndarray
+) -> Pack:
     longest_first = np.argsort(-length, kind="stable")
     row = np.empty(len(length), dtype=np.int64)
     row[longest_first] = best_fit_rows(length[longest_first].tolist(), context_tokens + 1)

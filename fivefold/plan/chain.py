@@ -27,7 +27,7 @@ from fivefold.plan.flops import (
 )
 from fivefold.plan.hardware import Hardware
 from fivefold.plan.layout import Layout
-from fivefold.plan.memory import layer_activation_bytes
+from fivefold.plan.memory import MTP_WIDTHS, layer_activation_bytes
 from fivefold.plan.parameters import (
     attention_matrices,
     dense_matrices,
@@ -143,7 +143,7 @@ class _PieceMaker:
             forward=depths * (block.forward + seconds),
             input_gradient=depths * (block.input_gradient + seconds + again),
             weight_gradient=depths * (block.weight_gradient + seconds),
-            activation_bytes=depths * (block.activation_bytes + 2 * width * share),
+            activation_bytes=depths * (block.activation_bytes + MTP_WIDTHS * width * share),
             dense=block.dense + joined / self.layout.tensor,
             experts=block.experts,
             table=self.table,

@@ -7,7 +7,6 @@
 from dataclasses import dataclass
 
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from fivefold.models.config import ModelConfig
@@ -28,7 +27,7 @@ from fivefold.plan.memory import (
 )
 from fivefold.plan.parameters import ParameterCount, count_parameters
 from fivefold.plan.shape import describe_shape
-from fivefold.plan.table import make_table
+from fivefold.plan.table import make_table, with_title
 from fivefold.plan.unit import format_bytes, format_count, format_flops, format_share
 
 _CONTEXTS = (256, 512, 1024, 4096, 8192, 32_768, 131_072, 202_752)
@@ -144,11 +143,9 @@ def _headline(plan: ModelPlan) -> Text:
     return text
 
 
-def _parameter_table(plan: ModelPlan) -> Table:
+def _parameter_table(plan: ModelPlan) -> Group:
     count = plan.parameters
-    table = make_table(
-        "Parameters", "part", "total", "share", "active a token", "share", "exact total"
-    )
+    table = make_table("part", "total", "share", "active a token", "share", "exact total")
     for part in count.parts:
         if part.total == 0:
             continue
@@ -169,21 +166,17 @@ def _parameter_table(plan: ModelPlan) -> Table:
         f"{count.total:,}",
         style="bold",
     )
-    return table
+    return with_title("Parameters", table)
 
 
-def _flops_table(plan: ModelPlan) -> Table:
+def _flops_table(plan: ModelPlan) -> Group:
     largest = max(cost.decode for cost in plan.contexts)
     unit, size = ("GFLOP", 1e9) if largest >= 1e9 else ("MFLOP", 1e6)
     digits = 1 if largest >= 100 * size else 2
     headers = ["dense", "attention"]
     headers += ["sparse", "attention", "indexer"] if plan.config.has_indexer else []
     headers += ["decode dense", "decode sparse"] if plan.config.has_indexer else ["decode"]
-    table = make_table(
-        f"Forward {unit} a token, and the shares of attention over keys and of the indexer",
-        "context",
-        *headers,
-    )
+    table = make_table("context", *headers)
     for cost in plan.contexts:
         cells = [f"{cost.forward.total / size:,.{digits}f}", _core_share(cost.forward)]
         if cost.sparse is not None:
@@ -194,21 +187,22 @@ def _flops_table(plan: ModelPlan) -> Table:
             if decode is not None:
                 cells.append(f"{decode / size:,.{digits}f}")
         table.add_row(f"{cost.context:,}", *cells)
-    if plan.sparse_pays_from is not None:
-        table.caption = (
-            f"Selecting keys costs fewer FLOPs from {plan.sparse_pays_from:,} tokens on."
-        )
-        table.caption_justify = "left"
-    return table
+    title = f"Forward {unit} a token, with the shares of attention over keys and of the indexer"
+    if not plan.config.has_indexer:
+        title = f"Forward {unit} a token, with the share of attention over keys"
+    if plan.sparse_pays_from is None:
+        return with_title(title, table)
+    saving = f"Selecting keys costs fewer FLOPs from {plan.sparse_pays_from:,} tokens on."
+    return Group(with_title(title, table), Text(saving, style="italic"))
 
 
 def _core_share(flops: TokenFlops) -> str:
     return format_share(flops.attention_core / flops.total)
 
 
-def _byte_table(plan: ModelPlan) -> Table:
+def _byte_table(plan: ModelPlan) -> Group:
     cache, longest = plan.cache, plan.config.max_position_embeddings
-    table = make_table("Bytes of one unsharded copy", "kind", "bytes", "", notes=True)
+    table = make_table("kind", "bytes", "", notes=True)
     table.add_row("weights", format_bytes(plan.state.weights), "read by the forward pass")
     table.add_row("gradients", format_bytes(plan.state.gradients), "accumulated over microbatches")
     table.add_row("master weights", format_bytes(plan.state.master_weights), "the optimizer's copy")
@@ -224,12 +218,12 @@ def _byte_table(plan: ModelPlan) -> Table:
     table.add_row(
         "cache of one sequence", format_bytes(cache.total * longest), f"at {longest:,} tokens"
     )
-    return table
+    return with_title("Bytes of one unsharded copy", table)
 
 
-def _run_table(cost: RunCost) -> Table:
+def _run_table(cost: RunCost) -> Group:
     run, step = cost.run, cost.step
-    table = make_table("Training run", "quantity", "value", "", notes=True)
+    table = make_table("quantity", "value", "", notes=True)
     steps = "" if run.batch_tokens is None else f"{run.total_tokens / run.batch_tokens:,.0f} steps"
     table.add_row("tokens", format_count(run.total_tokens), steps)
     table.add_row(
@@ -245,4 +239,4 @@ def _run_table(cost: RunCost) -> Table:
         again = format_share(cost.hardware_flops_a_token / step.total - 1)
         table.add_row("  computed again", "", f"{again} on top, not in model FLOPs", style="dim")
     table.add_row("total", format_flops(cost.total), "model FLOPs of the run", style="bold")
-    return table
+    return with_title("Training run", table)

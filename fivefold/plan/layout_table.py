@@ -8,7 +8,7 @@ from rich.text import Text
 from fivefold.plan.config import TrainingRun
 from fivefold.plan.evaluate import LayoutPlan
 from fivefold.plan.hardware import Hardware
-from fivefold.plan.table import make_table
+from fivefold.plan.table import make_table, with_title
 from fivefold.plan.unit import format_bytes, format_count, format_duration, format_share
 
 _GIB = 1024**3
@@ -24,7 +24,7 @@ def render_layouts(
         f"{run.context_tokens:,} a row, {format_count(run.batch_tokens or 0)} a step"
     )
     table = make_table(
-        title, "layout", "schedule", "again", "shared", "GiB", "bubble", "step", "MFU", "days"
+        "layout", "schedule", "again", "shared", "GiB", "bubble", "step", "MFU", "days"
     )
     for plan in plans:
         days = run.total_tokens / plan.tokens_a_second / 86_400
@@ -39,7 +39,8 @@ def render_layouts(
             format_share(plan.mfu),
             f"{days:,.1f}",
         )
-    return Group(table, Text(), _best(plans[0]), Text(), Text(_assumptions(hardware), style="dim"))
+    parts = (with_title(title, table), _best(plans[0]), Text(_assumptions(hardware), style="dim"))
+    return Group(parts[0], Text(), parts[1], Text(), parts[2])
 
 
 def _axes(plan: LayoutPlan) -> str:
@@ -67,9 +68,9 @@ def _best(plan: LayoutPlan) -> Text:
         f"First row: state {format_bytes(plan.state_bytes)}, activations "
         f"{format_bytes(plan.activation_bytes)}, buffers {format_bytes(plan.buffer_bytes)} on the "
         f"fullest rank;\n{plan.microbatches} microbatches a replica in "
-        f"{format_duration(plan.pipeline_seconds)}, exposed reduction "
+        f"{plan.pipeline_seconds:.1f} s, exposed reduction "
         f"{format_duration(plan.reduction_seconds)}, optimizer "
-        f"{format_duration(plan.optimizer_seconds)}; "
+        f"{format_duration(plan.optimizer_seconds)};\n"
         f"{plan.tokens_a_second / plan.layout.gpus:,.0f} tokens/s a GPU."
     )
 

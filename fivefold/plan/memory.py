@@ -2,7 +2,8 @@
 
 Sharding divides these numbers (`search` does it); here stands what there is to divide. Saved
 activations are counted from what our layers keep for their backward pass, tensor by tensor, for
-one token; the loss is computed in chunks, so full logits never exist.
+one token; a test compares them with the tensors that autograd saves. The loss is computed in
+chunks, so full logits never exist.
 """
 
 from dataclasses import dataclass
@@ -10,6 +11,11 @@ from dataclasses import dataclass
 from fivefold.models.config import ModelConfig
 from fivefold.plan.config import Precision, Recompute
 from fivefold.plan.parameters import count_parameters, has_own_indexer
+
+MTP_WIDTHS = 5
+"""Residual widths that an MTP depth saves beside its block: inputs of three norms, `eh_proj`'s."""
+
+_NORMS = 4
 
 
 @dataclass(frozen=True)
@@ -66,19 +72,22 @@ def layer_activation_bytes(
     *,
     sparse: bool = False,
 ) -> float:
-    """Return the bytes that one layer saves for its backward pass, for one token."""
+    """Return the bytes that one layer saves for its backward pass, for one token.
+
+    On the residual stream that is the input of each half and its normalised copy; the second copy
+    is recomputed with the feed-forward. Softmax and norm statistics and the router are fp32.
+    """
     width = config.hidden_size
     if recompute == "full":
         return width * precision.activation_bytes
-    values = 2 * width + _attention_values(config)
+    values = 3 * width + _attention_values(config)
     if sparse and has_own_indexer(config, layer_index):
         values += _indexer_values(config)
-    statistics = config.num_attention_heads
+    wide = config.num_attention_heads + _NORMS
     if recompute == "none":
         values += width + _feed_forward_values(config, layer_index)
-        if config.is_moe(layer_index):
-            statistics += config.n_routed_experts
-    return values * precision.activation_bytes + statistics * 4 + width * precision.activation_bytes
+        wide += _router_values(config) if config.is_moe(layer_index) else 0
+    return values * precision.activation_bytes + wide * 4
 
 
 def activation_bytes(
@@ -88,7 +97,7 @@ def activation_bytes(
     *,
     sparse: bool = False,
 ) -> float:
-    """Return the bytes that all layers save for one token, MTP at every trained depth included."""
+    """Return the bytes that one token saves: all layers, MTP at every depth, the final norm."""
     layers = range(config.num_hidden_layers)
     stack = sum(
         layer_activation_bytes(config, layer, precision, recompute, sparse=sparse)
@@ -98,8 +107,8 @@ def activation_bytes(
     block = layer_activation_bytes(
         config, config.num_hidden_layers, precision, recompute, sparse=sparse
     )
-    joined = 2 * config.hidden_size * precision.activation_bytes
-    return stack + depths * (block + joined) + config.hidden_size * precision.activation_bytes
+    width = config.hidden_size * precision.activation_bytes
+    return stack + depths * (block + MTP_WIDTHS * width) + 2 * width
 
 
 def cache_bytes(config: ModelConfig, precision: Precision) -> CacheBytes:
@@ -120,14 +129,18 @@ def cache_bytes(config: ModelConfig, precision: Precision) -> CacheBytes:
 
 
 def _attention_values(config: ModelConfig) -> int:
-    """Count the values that attention saves: inputs of its products, and its output."""
+    """Count the values that attention saves: latents around their norms, query, key, output.
+
+    The expanded latent stays whole, because the value is a view of it.
+    """
     heads = config.num_attention_heads
     if config.kv_lora_rank is None:
         kept = heads + 2 * config.num_key_value_heads
         return (kept + heads) * config.head_dim
     query_latent = 2 * (config.q_lora_rank or 0)
     latent = 2 * config.kv_lora_rank + config.qk_rope_head_dim
-    return query_latent + latent + heads * (2 * config.qk_head_dim + 2 * config.v_head_dim)
+    expanded = config.qk_nope_head_dim + config.v_head_dim
+    return query_latent + latent + heads * (2 * config.qk_head_dim + expanded + config.v_head_dim)
 
 
 def _indexer_values(config: ModelConfig) -> int:
@@ -137,9 +150,15 @@ def _indexer_values(config: ModelConfig) -> int:
 
 
 def _feed_forward_values(config: ModelConfig, layer_index: int) -> int:
-    """Count gate, up and their product; with experts also the dispatched rows and their outputs."""
+    """Count gate, its activation, up and the product; experts redo the activation and keep rows."""
     if not config.is_moe(layer_index):
-        return 3 * config.intermediate_size
-    chosen, shared = config.num_experts_per_tok, config.n_shared_experts
-    dispatched = 2 * chosen * config.hidden_size
-    return dispatched + 3 * (chosen + shared) * config.moe_intermediate_size
+        return 4 * config.intermediate_size
+    chosen, inner = config.num_experts_per_tok, config.moe_intermediate_size
+    routed = chosen * (config.hidden_size + 3 * inner + 1)
+    return routed + 4 * config.n_shared_experts * inner
+
+
+def _router_values(config: ModelConfig) -> int:
+    """Count fp32 values: router input, scores, and a weight and three int64 indices a choice."""
+    choices = config.num_experts_per_tok * (1 + 3 * 2)
+    return config.hidden_size + config.n_routed_experts + choices + 1

@@ -16,8 +16,8 @@ from fivefold.plan.memory import layer_activation_bytes
 from fivefold.plan.piece import Piece
 from fivefold.plan.sharding import stage_state_bytes
 
-_LOSS_CHUNK_TOKENS = 1024
-"""Tokens whose logits exist at once: large enough for full-rate products, small beside a layer."""
+_LOSS_CHUNK_TOKENS = 2048
+"""Tokens whose logits exist at once, as the trainer's default has it."""
 
 _NEWTON_SCHULZ_STEPS = 5
 """Iterations of Muon's orthogonalisation (GLM-4.5 report, section 2.4)."""

@@ -2,19 +2,16 @@
 
 import pydantic
 
-from fivefold.config import Runtime
+from fivefold.config import Config, Runtime
+from fivefold.data.config import MixtureConfig
 from fivefold.errors import ConfigError
 from fivefold.models.config import ModelConfig
 from fivefold.train.optimizer_config import OptimizerConfig, ScheduleConfig
 
 
-class PretrainConfig(ScheduleConfig):
-    """Pre-training: next-token and MTP loss on packed rows, schedule fields included."""
+class GradientConfig(ScheduleConfig):
+    """What every gradient stage has: schedule, optimizer, loss, validation, samples, saving."""
 
-    model: ModelConfig
-    """Shape of the model."""
-    context_tokens: int = pydantic.Field(default=4096, ge=2)
-    """Tokens that a row predicts."""
     microbatch_rows: int = pydantic.Field(default=8, gt=0)
     """Rows of one forward and backward; the batch is a multiple of it."""
     optimizer: OptimizerConfig = OptimizerConfig()
@@ -43,7 +40,7 @@ class PretrainConfig(ScheduleConfig):
     """Steps between lines on the console; every step is in `metrics.jsonl`."""
 
     @pydantic.model_validator(mode="after")
-    def _check_fit(self) -> "PretrainConfig":
+    def _check_batch(self) -> "GradientConfig":
         if self.batch_rows % self.microbatch_rows:
             raise ConfigError(
                 expected=f"`batch_rows` to be a multiple of `microbatch_rows` "
@@ -51,6 +48,19 @@ class PretrainConfig(ScheduleConfig):
                 found=str(self.batch_rows),
                 fix="Change one of them",
             )
+        return self
+
+
+class PretrainConfig(GradientConfig):
+    """Pre-training: next-token and MTP loss on packed rows, from nothing."""
+
+    model: ModelConfig
+    """Shape of the model."""
+    context_tokens: int = pydantic.Field(default=4096, ge=2)
+    """Tokens that a row predicts."""
+
+    @pydantic.model_validator(mode="after")
+    def _check_context(self) -> "PretrainConfig":
         if self.context_tokens > self.model.max_position_embeddings:
             raise ConfigError(
                 expected="`context_tokens` within the model's `max_position_embeddings` "
@@ -58,4 +68,45 @@ class PretrainConfig(ScheduleConfig):
                 found=str(self.context_tokens),
                 fix="Shorten the rows or raise `model.max_position_embeddings`",
             )
+        return self
+
+
+class PhaseConfig(Config):
+    """One step of a context curriculum."""
+
+    context_tokens: int = pydantic.Field(ge=2)
+    """Tokens that a row predicts."""
+    share: float = pydantic.Field(gt=0, le=1)
+    """Share of the stage's tokens; the phases' shares sum to one."""
+    batch_rows: int = pydantic.Field(gt=0)
+    """Rows of a step."""
+    microbatch_rows: int = pydantic.Field(gt=0)
+    """Rows of one forward and backward."""
+    rope_theta: float = pydantic.Field(gt=0)
+    """Rotary base of this phase; a longer context wants a larger one."""
+    mixture: MixtureConfig | None = None
+    """Weights of the sources; None takes those of the `tokens` stage."""
+
+
+class MidtrainConfig(GradientConfig):
+    """Mid-training: the same loss on longer contexts, learning rate falling linearly."""
+
+    phases: tuple[PhaseConfig, ...] = pydantic.Field(min_length=1)
+    """The context curriculum; GLM-5: 32K (1T tokens), 128K (500B), 202,752 (50B)."""
+
+    @pydantic.model_validator(mode="after")
+    def _check_phases(self) -> "MidtrainConfig":
+        if abs(sum(phase.share for phase in self.phases) - 1) > 1e-6:
+            raise ConfigError(
+                expected="`phases` whose `share` sum to 1",
+                found=str([phase.share for phase in self.phases]),
+                fix="Correct the shares",
+            )
+        for phase in self.phases:
+            if phase.batch_rows % phase.microbatch_rows:
+                raise ConfigError(
+                    expected="each phase's `batch_rows` to be a multiple of its `microbatch_rows`",
+                    found=f"{phase.batch_rows} and {phase.microbatch_rows}",
+                    fix="Change one of them",
+                )
         return self

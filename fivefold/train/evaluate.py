@@ -11,9 +11,11 @@ import numpy as np
 import torch
 
 from fivefold.data.loader import Rows
+from fivefold.metrics import StageMetrics
 from fivefold.models.transformer import Transformer
 from fivefold.ops.chunked_cross_entropy import IGNORED, token_logprobs
 from fivefold.train.batch import make_batch, microbatches
+from fivefold.train.config import GradientConfig
 
 
 class Validation(NamedTuple):
@@ -51,3 +53,59 @@ def evaluate(
         tokens += real.numel()
         byte_count += int(bytes_W[real].sum())
     return Validation(float(nats) / max(tokens, 1), float(nats) / math.log(2) / max(byte_count, 1))
+
+
+class Examiner:
+    """Held-out rows of one context length, ready to be scored."""
+
+    def __init__(
+        self,
+        model: Transformer,
+        rows: Rows,
+        token_bytes: np.ndarray,
+        config: GradientConfig,
+        microbatch_rows: int,
+    ) -> None:
+        """Choose `config.validation_rows` rows, spread evenly, for validations on the way."""
+        count = min(config.validation_rows, len(rows.ids))
+        chosen = np.linspace(0, len(rows.ids) - 1, count).round().astype(np.int64)
+        self._some = Rows(
+            rows.ids[chosen], rows.document[chosen], rows.positions[chosen], rows.source[chosen]
+        )
+        self._all = rows
+        self._model = model
+        self._token_bytes = token_bytes
+        self._microbatch_rows = microbatch_rows
+        self._chunk_tokens = config.loss_chunk_tokens
+
+    def on_some_rows(self) -> Validation:
+        """Score the same part of the rows at every call."""
+        return self._score(self._some)
+
+    def on_all_rows(self) -> Validation:
+        """Score every held-out row."""
+        return self._score(self._all)
+
+    def _score(self, rows: Rows) -> Validation:
+        return evaluate(
+            self._model,
+            rows,
+            self._token_bytes,
+            microbatch_rows=self._microbatch_rows,
+            chunk_tokens=self._chunk_tokens,
+        )
+
+
+def record_final(examiner: Examiner, step: int, tokens: int, metrics: StageMetrics) -> Validation:
+    """Score all held-out rows at the end of a stage and write the result."""
+    final = examiner.on_all_rows()
+    metrics.write(
+        step,
+        {
+            "train/tokens": tokens,
+            "validation/final_loss_nats": final.loss_nats,
+            "validation/final_bits_per_byte": final.bits_per_byte,
+        },
+        shown=f"all held-out documents: {final.bits_per_byte:.3f} bits/byte",
+    )
+    return final

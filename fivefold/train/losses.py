@@ -1,21 +1,23 @@
-"""The pre-training loss of one microbatch: next token, MTP depths, router balance.
+"""Objectives: what a microbatch is asked to learn, as a sum that microbatches share.
 
-Each depth is a mean over its own labels of the GLOBAL batch, so that microbatching and packing
-change nothing; the caller gives the denominators. All depths share one chunked pass over the output
-head.
+Each loss is a mean over the labels of the GLOBAL batch, so that microbatching and packing change
+nothing: an objective sees the whole step's rows for its denominators, and the part that it runs.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from fivefold.data.loader import Rows
 from fivefold.models.moe import Routing
 from fivefold.models.transformer import Transformer
 from fivefold.ops.chunked_cross_entropy import chunked_loss_and_logprobs
 from fivefold.train.balance import sequence_balance_loss
-from fivefold.train.batch import Batch
+from fivefold.train.batch import label_counts, make_batch
+from fivefold.train.config import GradientConfig
+from fivefold.train.schedule import mtp_weight
 
 
 class LossParts(NamedTuple):
@@ -23,38 +25,54 @@ class LossParts(NamedTuple):
 
     total: Tensor
     """Scalar to differentiate: this microbatch's share of the step's loss."""
-    depth_nats: Tensor
-    """This microbatch's share of the mean loss of each depth, nats a token, without gradient."""
-    balance: Tensor
-    """Its share of the mean sequence balance loss over rows and routers, without gradient."""
+    measured: dict[str, Tensor]
+    """This microbatch's share of each metric (scalars, without gradient); they add up over a step."""
     main_routing: list[Routing]
     """Routing of the main stack's MoE layers."""
     mtp_routing: list[Routing]
     """Routing of the MTP layer, one a depth."""
 
 
-def pretrain_loss(
+Objective = Callable[[Transformer, Rows, Rows, int], LossParts]
+"""(model, microbatch, rows of the whole step, tokens before the step) -> this microbatch's share."""
+
+
+def language_objective(config: GradientConfig) -> Objective:
+    """Return the loss of pre-training and mid-training: next token, MTP depths, router balance."""
+
+    def objective(model: Transformer, part: Rows, whole: Rows, tokens_before: int) -> LossParts:
+        depths = model.config.fivefold.mtp_depths if model.mtp is not None else 0
+        return language_loss(
+            model,
+            part,
+            whole,
+            depths=depths,
+            mtp_weight=mtp_weight(tokens_before, config),
+            balance_weight=config.balance_loss_weight,
+            chunk_tokens=config.loss_chunk_tokens,
+        )
+
+    return objective
+
+
+def language_loss(
     model: Transformer,
-    batch: Batch,
+    part: Rows,
+    whole: Rows,
     *,
-    denominators: Sequence[int],
-    batch_rows: int,
+    depths: int,
     mtp_weight: float,
     balance_weight: float,
     chunk_tokens: int,
 ) -> LossParts:
-    """Compute the loss of one microbatch.
+    """Compute the language loss of the microbatch `part` of the step `whole`.
 
-    Args:
-        model: the model, in training.
-        batch: the microbatch, with labels for each depth to train.
-        denominators: labels of the whole step at each depth.
-        batch_rows: rows of the whole step.
-        mtp_weight: weight of the mean over MTP depths.
-        balance_weight: weight of the sequence balance loss.
-        chunk_tokens: tokens whose logits exist at a time.
+    `mtp_weight` multiplies the mean over MTP depths, `balance_weight` the sequence balance loss;
+    all depths share one pass over the output head, `chunk_tokens` logits at a time.
     """
-    rows = batch.ids_BT.shape[0]
+    device = model.lm_head.weight.device
+    batch = make_batch(part, depths, device)
+    denominators = torch.tensor(label_counts(whole, depths), device=device).clamp_min(1)
     around = model.surroundings(batch.positions_BT, batch.documents_BT)
     hidden_BTD, main_routing = model(batch.ids_BT, around=around)
     states, mtp_routing = [hidden_BTD], []
@@ -63,26 +81,23 @@ def pretrain_loss(
         state_BTD, routing = model.mtp(states[-1], model.embed_tokens(ahead_BT), around)
         states.append(state_BTD)
         mtp_routing += [] if routing is None else [routing]
-    depths = len(states) - 1
-    scale = [1.0] + [mtp_weight / depths] * depths
-    weights = torch.tensor(
-        [s / max(d, 1) for s, d in zip(scale, denominators, strict=True)],
-        device=hidden_BTD.device,
-    )
+    scale = torch.tensor([1.0] + [mtp_weight / max(depths, 1)] * depths, device=device)
     tokens = batch.ids_BT.numel()
     loss, logprobs = chunked_loss_and_logprobs(
         torch.cat([state.flatten(0, 1) for state in states]),
         model.lm_head.weight,
         torch.cat([labels.flatten() for labels in batch.labels_BT]),
-        weights.repeat_interleave(tokens),
+        (scale / denominators).repeat_interleave(tokens),
         chunk_tokens=chunk_tokens,
     )
-    sums = -logprobs.view(depths + 1, tokens).sum(1)
-    depth_nats = sums / torch.tensor(denominators, device=sums.device).clamp_min(1)
+    nats = -logprobs.view(depths + 1, tokens).sum(1) / denominators
+    measured = {"loss_nats": nats[0]}
+    measured |= {f"mtp{depth}_loss_nats": nats[depth] for depth in range(1, depths + 1)}
     routed = main_routing + mtp_routing
-    balance = torch.zeros((), device=loss.device)
     if routed and balance_weight:
+        rows = len(part.ids)
         mean = torch.stack([sequence_balance_loss(r, rows) for r in routed]).mean()
-        balance = mean * (rows / batch_rows)
+        balance = mean * (rows / len(whole.ids))
         loss = loss + balance_weight * balance
-    return LossParts(loss, depth_nats, balance.detach(), main_routing, mtp_routing)
+        measured["balance_loss"] = balance.detach()
+    return LossParts(loss, measured, main_routing, mtp_routing)

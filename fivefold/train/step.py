@@ -10,21 +10,19 @@ from torch import Tensor, nn
 from fivefold.data.loader import Rows
 from fivefold.models.transformer import Transformer
 from fivefold.train.balance import BalanceTracker
-from fivefold.train.batch import label_counts, make_batch, microbatches
-from fivefold.train.config import PretrainConfig
-from fivefold.train.losses import pretrain_loss
+from fivefold.train.batch import microbatches
+from fivefold.train.config import GradientConfig
+from fivefold.train.losses import Objective
 from fivefold.train.optimizer import HybridOptimizer
-from fivefold.train.schedule import learning_rate, mtp_weight, router_bias_rate
+from fivefold.train.schedule import learning_rate, router_bias_rate
 
 
 @dataclass(frozen=True)
 class StepResult:
     """What one step did."""
 
-    depth_nats: list[float]
-    """Mean loss of each depth, nats a token; depth 0 is next-token prediction."""
-    balance: float
-    """Mean sequence balance loss."""
+    measured: dict[str, float]
+    """What the objective measured, means over the step."""
     gradient_norms: dict[str, float]
     """Norm of each parameter group before clipping."""
     learning_rate: float
@@ -39,31 +37,22 @@ def train_step(
     model: Transformer,
     optimizer: HybridOptimizer,
     balance: BalanceTracker,
+    objective: Objective,
     rows: Rows,
     tokens_before: int,
-    config: PretrainConfig,
+    config: GradientConfig,
+    *,
+    microbatch_rows: int,
 ) -> StepResult:
     """Take one step on `rows`; `tokens_before` is the schedule's place."""
-    device = model.lm_head.weight.device
-    depths = config.model.fivefold.mtp_depths if model.mtp is not None else 0
-    denominators = label_counts(rows, depths)
-    depth_nats = torch.zeros(depths + 1, device=device)
-    balance_loss = torch.zeros((), device=device)
+    measured: dict[str, Tensor] = {}
     optimizer.zero_grad()
-    for part in microbatches(rows, config.microbatch_rows):
-        losses = pretrain_loss(
-            model,
-            make_batch(part, depths, device),
-            denominators=denominators,
-            batch_rows=len(rows.ids),
-            mtp_weight=mtp_weight(tokens_before, config),
-            balance_weight=config.balance_loss_weight,
-            chunk_tokens=config.loss_chunk_tokens,
-        )
+    for part in microbatches(rows, microbatch_rows):
+        losses = objective(model, part, rows, tokens_before)
         losses.total.backward()
         balance.add(losses.main_routing, losses.mtp_routing)
-        depth_nats += losses.depth_nats
-        balance_loss += losses.balance
+        for name, share in losses.measured.items():
+            measured[name] = measured[name] + share if name in measured else share
     norms = clip_gradients(optimizer.parameter_groups, config.clip_norm)
     lr = learning_rate(tokens_before + rows.ids[:, 1:].size, config)
     is_finite = all(math.isfinite(norm) for norm in norms.values())
@@ -71,7 +60,8 @@ def train_step(
         optimizer.step(lr)
     optimizer.zero_grad()
     counts = balance.update(router_bias_rate(tokens_before, config) if is_finite else 0.0)
-    return StepResult(depth_nats.tolist(), float(balance_loss), norms, lr, not is_finite, counts)
+    values = torch.stack([value.float() for value in measured.values()]).tolist()
+    return StepResult(dict(zip(measured, values, strict=True)), norms, lr, not is_finite, counts)
 
 
 def clip_gradients(groups: Mapping[str, list[nn.Parameter]], limit: float) -> dict[str, float]:
@@ -80,8 +70,7 @@ def clip_gradients(groups: Mapping[str, list[nn.Parameter]], limit: float) -> di
     for name, parameters in groups.items():
         gradients = [p.grad for p in parameters if p.grad is not None]
         if gradients:
-            norm = torch.nn.utils.get_total_norm(gradients)
-            norms[name] = float(norm)
+            norms[name] = float(torch.nn.utils.get_total_norm(gradients))
             if limit < norms[name] < math.inf:
                 torch._foreach_mul_(gradients, limit / norms[name])
     return norms

@@ -54,7 +54,7 @@ def test_activations_shrink_with_recomputation() -> None:
     )
 
     assert kept > 2 * some > 10 * full
-    assert full == (78 + 3 * 3 + 1) * 6144 * 2
+    assert full == (78 + 3 * (1 + 5) + 2) * 6144 * 2
 
 
 def test_activations_sparse_add_the_indexer_inputs() -> None:

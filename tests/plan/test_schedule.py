@@ -21,7 +21,7 @@ def test_schedule_any_size_is_valid(name: str, ranks: int, microbatches: int, ch
     assert schedule.rank_of_stage == placement_of(name, ranks, chunks)
 
 
-@settings(deadline=None, max_examples=12)
+@settings(deadline=None, max_examples=8)
 @given(**_SIZES)
 def test_schedule_memory_stays_within_its_promise(ranks: int, microbatches: int) -> None:
     promises = {"1f1b": ranks, "zb_h1": ranks, "zb_h2": 2 * ranks - 1, "automatic": ranks}

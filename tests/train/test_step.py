@@ -12,9 +12,9 @@ from fivefold.models.preset import preset
 from fivefold.models.transformer import Transformer
 from fivefold.ops.chunked_cross_entropy import IGNORED
 from fivefold.train.balance import BalanceTracker, sequence_balance_loss
-from fivefold.train.batch import label_counts, make_batch, microbatches
+from fivefold.train.batch import make_batch, microbatches
 from fivefold.train.config import PretrainConfig
-from fivefold.train.losses import pretrain_loss
+from fivefold.train.losses import language_loss, language_objective
 from fivefold.train.optimizer import HybridOptimizer
 from fivefold.train.optimizer_config import OptimizerConfig
 from fivefold.train.step import clip_gradients, train_step
@@ -43,14 +43,8 @@ def accumulate(model: Transformer, size: int) -> tuple[float, dict[str, torch.Te
     model.zero_grad()
     total = 0.0
     for part in microbatches(ROWS, size):
-        losses = pretrain_loss(
-            model,
-            make_batch(part, 3, "cpu"),
-            denominators=label_counts(ROWS, 3),
-            batch_rows=len(ROWS.ids),
-            mtp_weight=0.3,
-            balance_weight=0.01,
-            chunk_tokens=7,
+        losses = language_loss(
+            model, part, ROWS, depths=3, mtp_weight=0.3, balance_weight=0.01, chunk_tokens=7
         )
         losses.total.backward()
         total += float(losses.total.detach())
@@ -103,9 +97,21 @@ def test_step_lowers_the_loss_on_its_own_rows() -> None:
     tracker = BalanceTracker(model)
     bias_before = tracker.routers[0].e_score_correction_bias.clone()
     config = CONFIG.model_copy(update={"peak_lr": 5e-3})
-    losses = [train_step(model, optimizer, tracker, ROWS, 5000, config) for _ in range(8)]
-    for depth in range(4):
-        assert losses[-1].depth_nats[depth] < losses[0].depth_nats[depth] - 0.1
+    losses = [
+        train_step(
+            model,
+            optimizer,
+            tracker,
+            language_objective(config),
+            ROWS,
+            5000,
+            config,
+            microbatch_rows=2,
+        )
+        for _ in range(8)
+    ]
+    for name in ("loss_nats", "mtp1_loss_nats", "mtp2_loss_nats", "mtp3_loss_nats"):
+        assert losses[-1].measured[name] < losses[0].measured[name] - 0.1
     moved = (tracker.routers[0].e_score_correction_bias - bias_before).abs().max()
     assert 0 < moved <= 8 * CONFIG.router_bias_rate + 1e-6
     assert len(tracker.routers) == 2
@@ -119,7 +125,8 @@ def test_nonfinite_gradient_skips_the_update_and_says_so() -> None:
     before = {n: t.clone() for n, t in model.state_dict().items()}
     state = {n: t.clone() for n, t in optimizer.state_dict().items()}
     model.norm.weight.register_hook(lambda gradient: gradient * math.nan)
-    result = train_step(model, optimizer, BalanceTracker(model), ROWS, 0, CONFIG)
+    tracker, objective = BalanceTracker(model), language_objective(CONFIG)
+    result = train_step(model, optimizer, tracker, objective, ROWS, 0, CONFIG, microbatch_rows=2)
     assert result.is_skipped
     assert all(torch.equal(before[n], t) for n, t in model.state_dict().items())
     assert all(torch.equal(state[n], t) for n, t in optimizer.state_dict().items())

@@ -1,0 +1,105 @@
+"""Real text as a stream of short units, in which facts can be planted without cutting a sentence.
+
+Documents of a corpus, in hashed order, follow one another; each is cut into sentences, and a long
+sentence at line ends or spaces. White space belongs to the unit that it precedes, where every
+split rule of our tokenizers begins a piece too: so units are measured alone and their tokens add
+up, at most a few too many. English and code-free: documents whose language is known to be another
+are left out.
+"""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import xxhash
+
+from fivefold.data.document import read_documents
+from fivefold.errors import ConfigError
+from fivefold.text.tokenizer import Tokenizer
+
+_LANGUAGES = ("", "en")
+_BYTES_PER_TOKEN = 5
+"""More than tokenizers reach on English, so that the text read is enough."""
+_UNIT_CHARACTERS = 160
+_SENTENCE_END = re.compile(r"(?<=[.!?])(?=\s)|(?<!\n)(?=\n[ \t]*\n)")
+
+
+@dataclass(frozen=True)
+class Haystack:
+    """Units of text with their sizes."""
+
+    units: list[str]
+    """Each with the white space before it."""
+    tokens: np.ndarray
+    """Tokens of each unit: int64 [units]."""
+
+    def stretch(self, begin: int, budget_tokens: int) -> list[int]:
+        """Return the numbers of the units from `begin` on that fit, going round at the end."""
+        chosen: list[int] = []
+        left = budget_tokens
+        while True:
+            number = (begin + len(chosen)) % len(self.units)
+            left -= int(self.tokens[number])
+            if left < 0:
+                return chosen
+            chosen.append(number)
+
+
+def read_haystack(
+    path: Path, needed_tokens: int, longest_context: int, tokenizer: Tokenizer, seed: int
+) -> Haystack:
+    """Read about `needed_tokens` of English out of a document file, all there is if it is less.
+
+    Raises:
+        ConfigError: the text does not fill one row of `longest_context` tokens.
+    """
+    sizes = [
+        (xxhash.xxh3_64_intdigest(document.id.encode(), seed=seed), document.id, len(document.text))
+        for document in read_documents(path)
+        if document.lang in _LANGUAGES
+    ]
+    places: dict[str, int] = {}
+    left = needed_tokens * _BYTES_PER_TOKEN
+    for _, document_id, characters in sorted(sizes):
+        if left <= 0:
+            break
+        places[document_id] = len(places)
+        left -= characters
+    texts = [""] * len(places)
+    for document in read_documents(path):
+        if document.id in places:
+            texts[places[document.id]] = document.text
+    units = [unit for text in texts for unit in cut_into_units(text)]
+    tokens = np.array([len(ids) for ids in tokenizer.encode_batch(units)], dtype=np.int64)
+    if tokens.sum() < longest_context:
+        raise ConfigError(
+            expected=f"English text of at least {longest_context:,} tokens in `{path.name}`, "
+            "to plant facts in",
+            found=f"{int(tokens.sum()):,} tokens",
+            fix="Add text to the corpus (for held-out text, raise `corpus.heldout_bytes`), or "
+            "shorten `tokens.planted.contexts`",
+        )
+    return Haystack(units, tokens)
+
+
+def cut_into_units(text: str) -> list[str]:
+    """Cut a document into sentences of at most 160 characters; a blank line precedes the first."""
+    units: list[str] = []
+    for sentence in _SENTENCE_END.split("\n\n" + text.strip()):
+        while len(sentence) > _UNIT_CHARACTERS:
+            end = _last_break(sentence)
+            units.append(sentence[:end])
+            sentence = sentence[end:]
+        units.append(sentence)
+    return [unit for unit in units if unit.strip()]
+
+
+def _last_break(sentence: str) -> int:
+    """Return where to cut: the last line end or space in reach, else the limit itself."""
+    begin = len(sentence) - len(sentence.lstrip()) + 1
+    for mark in ("\n", " "):
+        end = sentence.rfind(mark, begin, _UNIT_CHARACTERS)
+        if end > 0:
+            return end
+    return _UNIT_CHARACTERS
