@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 
 import tyro
 from rich.console import Console
+from rich.text import Text
 
 from fivefold.errors import ConfigError, FivefoldError
 
@@ -53,22 +54,18 @@ def run(
     from fivefold.stage import Selection
 
     console = Console(stderr=True)
-    run_dir = run_dir or Path("runs") / recipe
-    try:
-        run_recipe(
-            recipe,
-            overrides,
-            run=run_dir,
-            selection=Selection(only=only, until=until, fresh=fresh),
-            seed=seed,
-            device=device,
-            threads=threads,
-            console=console,
-            command=sys.argv,
-        )
-    finally:
-        if (run_dir / "metrics.jsonl").exists():
-            console.print(f"report: {write_report(run_dir)}", highlight=False)
+    run_recipe(
+        recipe,
+        overrides,
+        run=run_dir or Path("runs") / recipe,
+        selection=Selection(only=only, until=until, fresh=fresh),
+        seed=seed,
+        device=device,
+        threads=threads,
+        console=console,
+        command=sys.argv,
+        conclude=lambda run: console.out(f"report: {write_report(run)}", highlight=False),
+    )
 
 
 def plan(
@@ -121,7 +118,7 @@ def report(run_dir: Annotated[Path, tyro.conf.Positional]) -> None:
     """
     from fivefold.report.page import write_report
 
-    Console().print(f"wrote {write_report(run_dir)}", highlight=False)
+    Console().out(f"wrote {write_report(run_dir)}", highlight=False)
 
 
 def data(
@@ -252,7 +249,8 @@ def main() -> None:
             config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagConversionOff),
         )
     except FivefoldError as error:
-        Console(stderr=True).print(f"[bold red]error[/] {error}", highlight=False, soft_wrap=True)
+        message = Text.assemble(("error ", "bold red"), str(error))
+        Console(stderr=True).print(message, soft_wrap=True)
         sys.exit(2)
     except KeyboardInterrupt:
         Console(stderr=True).print("interrupted; the same command goes on from the last state")

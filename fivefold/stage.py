@@ -5,29 +5,20 @@ the digests of what it reads; `finished.json` in its directory carries that fing
 digest of what it wrote. A stage whose fingerprint stands there is skipped, one that was killed goes
 on where it was, one whose config or inputs changed starts anew after its directory was set aside
 under `previous/`: nothing that took hours is deleted unless `--fresh` says so.
-
-The digest of an output covers every file but `page/` (plots), `state/` (resume state), the markers,
-and what a kill left half-written (`*.partial`).
 """
 
 import abc
-import errno
-import hashlib
-import json
 import logging
-import os
-import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
-import xxhash
-
+from fivefold.artifact import digest_directory, read_json, remove, storage_errors, write_json
 from fivefold.config import Config, config_to_json, hash_config
-from fivefold.errors import ConfigError, RunDirectoryError, StorageError
+from fivefold.errors import ConfigError, RunDirectoryError
 from fivefold.metrics import StageMetrics
 
 logger = logging.getLogger(__name__)
@@ -72,6 +63,8 @@ class Stage(abc.ABC):
 
     what: ClassVar[str] = ""
     """One phrase for the console and the report."""
+    is_seeded: ClassVar[bool] = True
+    """Does the run's seed change what the stage makes?"""
 
     def __init__(self, name: str, config: Config, needs: Mapping[str, str] | None = None) -> None:
         """Name the stage and say which stage makes each of its inputs."""
@@ -99,91 +92,6 @@ class Selection:
     """Run up to and including this stage."""
     fresh: bool = False
     """Delete what the selected stages made before, and start them anew."""
-
-
-@contextmanager
-def atomic_write(path: Path) -> Iterator[Path]:
-    """Yield a temporary sibling that becomes `path` at success and disappears at failure.
-
-    Raises:
-        StorageError: the disk is full or read-only.
-    """
-    partial = path.with_name(path.name + ".partial")
-    with storage_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        remove(partial)
-        try:
-            yield partial
-            if path.is_dir():
-                remove(path)
-            partial.replace(path)
-        except BaseException:
-            remove(partial)
-            raise
-
-
-@contextmanager
-def storage_errors(path: Path) -> Iterator[None]:
-    """Turn the operating system's storage faults into a StorageError that names `path`."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in _STORAGE_FAULTS:
-            raise
-        # A stage also reads: the fault may lie at a file of the user's, far from what it writes.
-        place = Path(error.filename) if isinstance(error.filename, str) else path
-        is_ours = str(place.absolute()).startswith(str(path.absolute()))
-        raise StorageError(
-            expected=f"to be able to {f'write `{path}`' if is_ours else f'open `{place}`'}",
-            found=f"{error.strerror}, {_free_bytes(place) / 2**20:,.0f} MiB free",
-            fix="Free space, correct the permissions, or choose another place with `--run-dir`; a "
-            "finished stage is kept and the same command goes on from there",
-        ) from error
-
-
-_STORAGE_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EIO)
-
-
-def _free_bytes(path: Path) -> int:
-    places = (path, *path.absolute().parents)
-    return shutil.disk_usage(next(place for place in places if os.access(place, os.F_OK))).free
-
-
-def remove(path: Path) -> None:
-    """Delete a file or a directory tree, if it is there."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
-
-
-def write_json(path: Path, value: object) -> None:
-    """Write JSON so that a kill leaves either the whole file or none."""
-    with atomic_write(path) as partial:
-        partial.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
-
-
-def read_json(path: Path) -> dict[str, Any] | None:
-    """Read a marker; None if it is missing, cut or another kind of file."""
-    try:
-        value = json.loads(path.read_bytes())
-    except (FileNotFoundError, NotADirectoryError, ValueError):
-        return None
-    return value if isinstance(value, dict) else None
-
-
-def digest_directory(root: Path) -> str:
-    """Return 16 hex digits over the names and bytes of the artifacts below `root`."""
-    whole = hashlib.sha256()
-    for path in sorted(path for path in root.rglob("*") if path.is_file()):
-        relative = path.relative_to(root)
-        is_outside = relative.parts[0] in ("page", "state", "started.json", "finished.json")
-        if is_outside or any(part.endswith(".partial") for part in relative.parts):
-            continue
-        with path.open("rb") as file:
-            content = hashlib.file_digest(file, xxhash.xxh3_128)
-        whole.update(f"{relative.as_posix()}\0{content.hexdigest()}\n".encode())
-    return whole.hexdigest()[:16]
 
 
 def order_stages(stages: Sequence[Stage]) -> list[Stage]:
@@ -271,16 +179,17 @@ def run_stages(
     """Run the selected stages in order, skipping the finished and resuming the killed ones.
 
     Raises:
-        ConfigError: with `only`, an input that is not there yet.
+        ConfigError: with `only`, an input that is not there yet or was made by other configs.
     """
     chosen = select_stages(stages, selection)
+    contexts = [make_context(stage) for stage in chosen]
     if selection.only:
-        _input_digests(chosen[0], run)
+        _check_inputs(chosen[0], stages, run, contexts[0].seed)
     if selection.fresh:
         for stage in chosen:
             remove(run / stage.name)
-    for stage in chosen:
-        _run_stage(stage, run, make_context(stage))
+    for stage, context in zip(chosen, contexts, strict=True):
+        _run_stage(stage, run, context)
 
 
 def _run_stage(stage: Stage, run: Path, context: StageContext) -> None:
@@ -310,27 +219,38 @@ def _run_stage(stage: Stage, run: Path, context: StageContext) -> None:
     logger.info("%s: finished in %.0f s", stage.name, seconds)
 
 
-def _input_digests(stage: Stage, run: Path) -> dict[str, str]:
-    inputs = {}
-    for name, need in stage.needs.items():
-        finished = read_json(run / need / "finished.json")
-        if finished is None:
+def _check_inputs(target: Stage, stages: Sequence[Stage], run: Path, seed: int) -> None:
+    """Refuse inputs, and inputs of inputs, that are missing or were made by other configs."""
+    wanted = set(target.needs.values())
+    for stage in reversed(order_stages(stages)):
+        if stage.name in wanted:
+            wanted |= set(stage.needs.values())
+    for stage in order_stages(stages):
+        if stage.name not in wanted:
+            continue
+        finished = read_json(run / stage.name / "finished.json")
+        if finished is None or not _same(finished, _expected_marker(stage, run, seed)):
             raise ConfigError(
-                expected=f"stage `{need}` to be finished before `{stage.name}`",
-                found=f"no `{need}/finished.json` in `{run}`",
-                fix=f"Run it first, for example with `--until {stage.name}`",
+                expected=f"stage `{stage.name}` to be finished, with its present config, before "
+                f"`{target.name}`",
+                found=f"{'another config' if finished else 'no result'} in `{run / stage.name}`",
+                fix=f"Run it first, for example with `--until {target.name}`",
             )
-        inputs[name] = finished["output_digest"]
-    return inputs
 
 
 def _expected_marker(stage: Stage, run: Path, seed: int) -> dict[str, Any]:
+    """Return the fingerprint of the stage; what it needs is finished."""
+    inputs = {}
+    for name, need in stage.needs.items():
+        finished = read_json(run / need / "finished.json")
+        assert finished is not None, f"{need} runs before {stage.name}"
+        inputs[name] = finished["output_digest"]
     return {
         "stage": stage.name,
         "kind": type(stage).__name__,
-        "seed": seed,
+        "seed": seed if stage.is_seeded else None,
         "config_hash": hash_config(stage.config),
-        "inputs": _input_digests(stage, run),
+        "inputs": inputs,
         "config": config_to_json(stage.config),
     }
 

@@ -9,10 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from rich.errors import MarkupError
 
 from fivefold.__main__ import COMMANDS, main
-from fivefold.stage import write_json
+from fivefold.artifact import write_json
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -118,7 +117,6 @@ def test_unknown_stage_names_the_known_ones(fail: Callable[..., str], tmp_path: 
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.xfail(reason="`main` prints the message as rich markup", raises=MarkupError)
 def test_markup_in_a_value_is_shown_as_it_is(fail: Callable[..., str]) -> None:
     assert "'[/red][bold]'" in fail("plan", "nano", "pretrain.batch_rows=[/red][bold]")
 
@@ -169,7 +167,6 @@ def test_report_of_no_run_is_refused(fail: Callable[..., str]) -> None:
     assert "`nowhere`" in fail("report", "nowhere")
 
 
-@pytest.mark.xfail(reason="`run` writes a report wherever `metrics.jsonl` lies")
 def test_foreign_run_directory_is_left_untouched(fail: Callable[..., str], tmp_path: Path) -> None:
     foreign = tmp_path / "thesis"
     foreign.mkdir()
@@ -231,7 +228,6 @@ def test_missing_cuda_is_told(fail: Callable[..., str], monkeypatch: pytest.Monk
     assert "`--device cpu`" in fail("run", "nano", "--device", "cuda")
 
 
-@pytest.mark.xfail(reason="`run` prints the report's path as rich markup")
 def test_path_with_brackets_is_shown_as_it_is(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fivefold.artifact import atomic_write, digest_directory, read_json, storage_errors, write_json
 from fivefold.config import Config, Runtime
 from fivefold.errors import ConfigError, MissingFileError, RunDirectoryError, StorageError
 from fivefold.metrics import StageMetrics, read_metrics
@@ -21,15 +22,10 @@ from fivefold.stage import (
     Selection,
     Stage,
     StageContext,
-    atomic_write,
     claim_run_directory,
-    digest_directory,
     order_stages,
-    read_json,
     run_stages,
     select_stages,
-    storage_errors,
-    write_json,
 )
 
 

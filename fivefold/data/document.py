@@ -15,8 +15,8 @@ from typing import Any
 import xxhash
 import zstandard
 
+from fivefold.artifact import atomic_write
 from fivefold.errors import CorruptFileError
-from fivefold.stage import atomic_write
 
 _BLOCK_BYTES = 1 << 20
 

@@ -19,10 +19,10 @@ import tempfile
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
+from fivefold.artifact import read_json, storage_errors, write_json
 from fivefold.data.archive import check_archive
 from fivefold.data.source import Source
 from fivefold.errors import CorruptFileError, DownloadError
-from fivefold.stage import read_json, storage_errors, write_json
 
 _TIMEOUT_SECONDS = 900
 

@@ -1,6 +1,7 @@
-"""Facts to plant in text: "The access code of the lighthouse at Varna is 48213."
+"""Short facts to plant in text, each with a value of its own.
 
-A fact gives an attribute of a subject a value. Subjects have two parts (a thing and a place, or two
+"The access code of the lighthouse at Varna is 48213." gives an attribute of a subject a value.
+Subjects have two parts (a thing and a place, or two
 names), and a distractor shares the attribute and one of the parts: only both parts together tell
 which value is asked for, and the value that was mentioned last is the wrong one. Values never
 repeat: place k of a seeded permutation of all values is the k-th value, and held-out facts take
@@ -44,7 +45,9 @@ class Fact:
     def question(self) -> str:
         """The sentence up to its value, without the space before it."""
         is_place = self.second in PLACES
-        subject = f"the {self.first} at {self.second}" if is_place else f"{self.first} {self.second}"
+        subject = (
+            f"the {self.first} at {self.second}" if is_place else f"{self.first} {self.second}"
+        )
         return f"The {self.attribute} of {subject} is"
 
     @property

@@ -3,8 +3,7 @@
 Documents of a corpus, in hashed order, follow one another; each is cut into sentences, and a long
 sentence at line ends or spaces. White space belongs to the unit that it precedes, where every
 split rule of our tokenizers begins a piece too: so units are measured alone and their tokens add
-up, at most a few too many. English and code-free: documents whose language is known to be another
-are left out.
+up, at most a few too many.
 """
 
 import re
@@ -14,11 +13,11 @@ from pathlib import Path
 import numpy as np
 import xxhash
 
-from fivefold.data.document import read_documents
+from fivefold.data.document import Document, read_documents
 from fivefold.errors import ConfigError
 from fivefold.text.tokenizer import Tokenizer
 
-_LANGUAGES = ("", "en")
+_ASCII_SHARE = 0.9
 _BYTES_PER_TOKEN = 5
 """More than tokenizers reach on English, so that the text read is enough."""
 _UNIT_CHARACTERS = 160
@@ -57,7 +56,7 @@ def read_haystack(
     sizes = [
         (xxhash.xxh3_64_intdigest(document.id.encode(), seed=seed), document.id, len(document.text))
         for document in read_documents(path)
-        if document.lang in _LANGUAGES
+        if is_english(document)
     ]
     places: dict[str, int] = {}
     left = needed_tokens * _BYTES_PER_TOKEN
@@ -81,6 +80,14 @@ def read_haystack(
             "shorten `tokens.planted.contexts`",
         )
     return Haystack(units, tokens)
+
+
+def is_english(document: Document) -> bool:
+    """Is this English as far as can be told cheaply: by its language, or by its alphabet?"""
+    if document.lang:
+        return document.lang == "en"
+    ascii_characters = sum(character.isascii() for character in document.text)
+    return ascii_characters >= _ASCII_SHARE * len(document.text)
 
 
 def cut_into_units(text: str) -> list[str]:

@@ -16,12 +16,10 @@ import numpy as np
 import xxhash
 
 from fivefold.data.config import MixtureConfig
-from fivefold.data.mixture import Mixture
+from fivefold.data.mixture import Mixture, divide_shares
 from fivefold.data.order import permuted_index
-from fivefold.data.packing import Pack, load_pack
-from fivefold.data.token_file import TokenFile, open_token_file
-from fivefold.errors import ConfigError, CorruptFileError, MismatchError, MissingFileError
-from fivefold.stage import read_json
+from fivefold.data.packed_source import PackedSource, open_derived, open_sources, read_summary
+from fivefold.errors import ConfigError, CorruptFileError, MismatchError
 
 _STATE_VERSION = 1
 
@@ -41,39 +39,6 @@ class Rows:
     """Place within the piece, from 0; 0 for padding: int32 [rows, context + 1]."""
     source: np.ndarray
     """Index into the loader's `sources`: int16 [rows]."""
-
-
-@dataclass(frozen=True)
-class PackedSource:
-    """A tokenised source and the rows that it makes."""
-
-    name: str
-    tokens: TokenFile
-    pack: Pack
-
-
-def open_sources(
-    directory: Path, context_tokens: int, split: str = "train", *, verify: bool = False
-) -> list[PackedSource]:
-    """Open what a TokensStage wrote into `directory` for one context; `split` is train or heldout.
-
-    Raises:
-        MissingFileError: the directory is not a TokensStage's, or has no pack for the context.
-        CorruptFileError, MismatchError: files are damaged or do not belong together.
-    """
-    summary = read_json(directory / "tokens.json")
-    if summary is None:
-        raise MissingFileError(
-            expected=f"`tokens.json` in `{directory}`",
-            found="no such file, or one that is cut",
-            fix="Give the directory of a recipe's `tokens` stage",
-        )
-    sources = []
-    for name in summary["sources"][split]:
-        tokens = open_token_file(directory / split / name, verify=verify)
-        pack = load_pack(directory / split / f"{name}.{context_tokens}.npz", tokens.manifest.sha256)
-        sources.append(PackedSource(name, tokens, pack))
-    return sources
 
 
 def assemble_rows(
@@ -320,12 +285,24 @@ def open_loader(
 
     Without `mixture`, the one that the stage was configured with applies. `verify` hashes all
     token files first, at about a second a gigabyte.
+
+    Raises:
+        ConfigError: the mixture has a share of `long` or `planted`, of which there are no rows.
+        MissingFileError, CorruptFileError, MismatchError: as in `open_sources`.
     """
     sources = open_sources(directory, context_tokens, verify=verify)
-    summary = read_json(directory / "tokens.json") or {}
-    return RowLoader(
-        sources,
-        pad_id=int(summary["pad_id"]),
-        seed=seed,
-        mixture=mixture or MixtureConfig.model_validate(summary["mixture"]),
-    )
+    summary = read_summary(directory)
+    mixture = mixture or MixtureConfig.model_validate(summary["mixture"])
+    if any(mixture.shares.values()):
+        derived = {
+            group: open_derived(directory, context_tokens, group, verify=verify)
+            for group, share in mixture.shares.items()
+            if share
+        }
+        mixture = divide_shares(
+            mixture,
+            {source.name: source.tokens.manifest.tokens for source in sources},
+            {group: {s.name: s.pack_tokens for s in some} for group, some in derived.items()},
+        )
+        sources += [source for some in derived.values() for source in some]
+    return RowLoader(sources, pad_id=int(summary["pad_id"]), seed=seed, mixture=mixture)

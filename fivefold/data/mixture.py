@@ -14,6 +14,34 @@ from fivefold.data.config import MixtureConfig, WeightPoint
 from fivefold.errors import ConfigError
 
 
+def divide_shares(
+    config: MixtureConfig,
+    source_tokens: Mapping[str, int],
+    members: Mapping[str, Mapping[str, int]],
+) -> MixtureConfig:
+    """Return the mixture with `shares` turned into weights of sources.
+
+    `source_tokens` are the tokens of the corpus' sources; `members[name]` names the sources behind
+    a share, with their tokens, in proportion to which they divide it.
+
+    Raises:
+        ConfigError: as for a mixture of the corpus' sources alone.
+    """
+    rest = 1 - sum(config.shares.values())
+    weights: dict[str, list[WeightPoint]] = {name: [] for name in source_tokens}
+    for start, normal in _weight_table(config, source_tokens, sorted(source_tokens)):
+        for name, weight in zip(sorted(source_tokens), normal, strict=True):
+            weights[name].append(WeightPoint(from_tokens=start, weight=rest * float(weight)))
+    for group, share in config.shares.items():
+        if not share:
+            continue
+        total = sum(members[group].values())
+        for name, tokens in members[group].items():
+            weights[name] = [WeightPoint(weight=share * tokens / total)]
+    points = {name: tuple(steps) for name, steps in weights.items()}
+    return MixtureConfig(weights=points, max_epochs=config.max_epochs)
+
+
 class Mixture:
     """Chooses a source for each row, in one global order."""
 
@@ -25,6 +53,7 @@ class Mixture:
         Raises:
             ConfigError: a weight names an unknown source, or all weights are zero at some time.
         """
+        assert not any(config.shares.values()), "shares are divided before rows are drawn"
         self.sources = tuple(sorted(source_tokens))
         self.credits = np.zeros(len(self.sources))
         self.rows = 0

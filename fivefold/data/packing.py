@@ -19,8 +19,8 @@ from typing import Literal
 import numpy as np
 import xxhash
 
+from fivefold.artifact import atomic_write
 from fivefold.errors import CorruptFileError, MismatchError, MissingFileError
-from fivefold.stage import atomic_write
 
 _WORD_BITS = 64
 """Free-space values that share one word of the bit mask."""

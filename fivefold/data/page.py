@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
+from fivefold.artifact import write_json
 from fivefold.data.document import read_documents
 from fivefold.data.pipeline import Corpus
 from fivefold.data.reader import Input
 from fivefold.data.tokenise import SPLITS, TokensSummary
-from fivefold.stage import write_json
 from fivefold.text.tokenizer import Tokenizer
 
 _SAMPLE_CHARACTERS = 300

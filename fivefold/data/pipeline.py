@@ -12,15 +12,15 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from fivefold.artifact import remove
 from fivefold.data.config import CorpusConfig
 from fivefold.data.dedup import duplicate_ids, text_fingerprint
 from fivefold.data.document import Document, document_id, document_writer, read_documents
 from fivefold.data.extract import cut_text
 from fivefold.data.ledger import Ledger
 from fivefold.data.reader import Input, read_input
-from fivefold.data.split import choose_heldout
+from fivefold.data.split import Part, choose_heldout
 from fivefold.errors import ConfigError
-from fivefold.stage import remove
 
 _UNREADABLE_SHARE = 0.01
 """Share of U+FFFD from which on a text counts as wrongly decoded."""
@@ -30,8 +30,7 @@ _UNREADABLE_SHARE = 0.01
 class Staged:
     """What the whole-corpus decisions know of a staged document."""
 
-    source: str
-    size_bytes: int
+    part: Part
     fingerprint: bytes
 
 
@@ -74,7 +73,7 @@ def build_corpus(
             fix="Lower `corpus.min_document_bytes`, or give other files",
         )
     heldout = choose_heldout(
-        {name: (facts.source, facts.size_bytes) for name, facts in kept.items()},
+        {name: facts.part for name, facts in kept.items()},
         config.heldout_bytes,
         config.heldout_share,
         config.heldout_seed,
@@ -100,14 +99,23 @@ def _all_sources(
 
 
 def cut_long(documents: Iterable[Document], config: CorpusConfig) -> Iterator[Document]:
-    """Cut documents beyond `max_document_characters` at blank lines; each part is a document."""
+    """Cut documents beyond `max_document_characters` at blank lines; each part is a document.
+
+    Its `meta` says of what it is a part: `part_of` (the id of the whole text) and `part`.
+    """
     for document in documents:
         if len(document.text) <= config.max_document_characters:
             yield document
             continue
         for number, part in enumerate(cut_text(document.text, config.max_document_characters)):
             url = f"{document.url}#part{number}"
-            yield replace(document, id=document_id(document.source, url), url=url, text=part)
+            yield replace(
+                document,
+                id=document_id(document.source, url),
+                url=url,
+                text=part,
+                meta={**document.meta, "part_of": document.id, "part": number},
+            )
 
 
 def count_read(documents: Iterable[Document], ledger: Ledger) -> Iterator[Document]:
@@ -161,10 +169,19 @@ def stage_documents(
                 ledger.drop(document, "repeated id")
                 continue
             write(document)
-            staged[document.id] = Staged(
-                document.source, len(document.text.encode()), text_fingerprint(document.text)
-            )
+            staged[document.id] = Staged(_part(document), text_fingerprint(document.text))
     return staged
+
+
+def _part(document: Document) -> Part:
+    """Describe a document to the split; `meta` may be the user's, with anything in it."""
+    text_id, number = document.meta.get("part_of"), document.meta.get("part")
+    return Part(
+        document.source,
+        len(document.text.encode()),
+        text_id if isinstance(text_id, str) else document.id,
+        number if isinstance(number, int) else 0,
+    )
 
 
 def write_split(
@@ -180,12 +197,12 @@ def write_split(
             if facts is None:
                 ledger.drop(document, "duplicate")
                 continue
-            ledger.keep(document, facts.size_bytes)
+            ledger.keep(document, facts.part.size_bytes)
             character_counts.append(len(document.text))
             if document.id in heldout:
                 to_heldout(document)
                 before = heldout_bytes.get(document.source, 0)
-                heldout_bytes[document.source] = before + facts.size_bytes
+                heldout_bytes[document.source] = before + facts.part.size_bytes
             else:
                 to_train(document)
     return Corpus(train_path, heldout_path, ledger, heldout_bytes, character_counts)

@@ -11,6 +11,7 @@ Depths are rounded to the nearest end of a sentence. Questions come in random or
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -54,7 +55,8 @@ def plant_documents(
     Each fills a row of its context, framing included, and no more. Its `meta` holds
     `context_tokens` and `facts`, in the order of their questions: `question_start_character`,
     `answer_start_character`, `answer`, `planted_character` (where the statement begins),
-    `distance` (characters from there to the question), `depth` (share of the text before it) and
+    `distance` (characters from there to the question), `depth` (share of the real text before it)
+    and
     `distractor_characters`. The same arguments give the same documents.
 
     Raises:
@@ -72,16 +74,33 @@ def plant_documents(
                 random, source, "".join(haystack.units[k] for k in reach), room, config, tokenizer
             )
             chosen = haystack.stretch(begin, room - plan_tokens)
-            text, facts = compose([haystack.units[k] for k in chosen], haystack.tokens[chosen], plan)
-            while len(tokenizer.encode(text)) > room:
-                chosen.pop()
-                text, facts = compose(
-                    [haystack.units[k] for k in chosen], haystack.tokens[chosen], plan
-                )
             begin += len(chosen)
+            text, facts = _fill(haystack, chosen, plan, room, tokenizer)
             url = f"{split}/{context_tokens}/{number}"
             meta = {"context_tokens": context_tokens, "facts": facts}
             yield Document(document_id(PLANTED, url), text, PLANTED, url, "en", meta)
+
+
+def _fill(
+    haystack: Haystack, chosen: list[int], plan: Plan, room: int, tokenizer: Tokenizer
+) -> tuple[str, list[dict[str, Any]]]:
+    """Compose a document of these units, less the last ones where it would exceed `room` tokens."""
+    while chosen:
+        text, facts = compose([haystack.units[k] for k in chosen], haystack.tokens[chosen], plan)
+        if len(tokenizer.encode(text)) <= room:
+            return text, facts
+        chosen = chosen[:-1]
+    raise _too_short(room, "no sentence of text besides")
+
+
+def _too_short(room: int, found: str) -> ConfigError:
+    return ConfigError(
+        expected="`tokens.planted.contexts` that hold text and a fact with its distractors and its "
+        "question",
+        found=f"room for {room} tokens, {found}",
+        fix="Plant in longer contexts, lower `tokens.planted.distractors`, or change "
+        "`tokens.planted.fact_share`",
+    )
 
 
 def _make_plan(
@@ -109,13 +128,7 @@ def _make_plan(
         size = sum(map(len, tokenizer.encode_batch(statements)))
         if used + size > config.fact_share * room:
             if not facts:
-                raise ConfigError(
-                    expected="`tokens.planted.contexts` that hold a fact, its distractors and its "
-                    f"question in {config.fact_share:g} of their tokens",
-                    found=f"{room} tokens for text of which these take {size}",
-                    fix="Plant in longer contexts, lower `tokens.planted.distractors`, or raise "
-                    "`tokens.planted.fact_share`",
-                )
+                raise _too_short(room, f"of which one fact takes {size}")
             break
         facts.append(fact)
         distractors.append(others)
@@ -131,7 +144,7 @@ def _make_plan(
 
 def compose(
     units: Sequence[str], unit_tokens: np.ndarray, plan: Plan
-) -> tuple[str, list[dict[str, object]]]:
+) -> tuple[str, list[dict[str, Any]]]:
     """Write the document; return its text and, for each question in order, where things stand.
 
     `unit_tokens` int64 [units] are the sizes by which depths are measured.
@@ -159,8 +172,7 @@ def compose(
             pieces += [separator, sentence]
         parts += pieces
         length += sum(map(len, pieces))
-    body_length = length
-    accounts: list[dict[str, object]] = []
+    accounts: list[dict[str, Any]] = []
     for place, number in enumerate(plan.order):
         fact = plan.facts[number]
         separator = "\n" if place else "\n\n"
@@ -172,7 +184,7 @@ def compose(
                 "answer": fact.value,
                 "planted_character": starts[fact.sentence],
                 "distance": question - starts[fact.sentence],
-                "depth": starts[fact.sentence] / body_length,
+                "depth": float(ends[_nearest_end(ends, plan.depths[number])] / ends[-1]),
                 "distractor_characters": [starts[o.sentence] for o in plan.distractors[number]],
             }
         )

@@ -2,7 +2,8 @@
 
     corpus     train.jsonl.zst, heldout.jsonl.zst, sources.json, drops.json
     tokenizer  tokenizer.json and its companions, for transformers as for us
-    tokens     tokens.json; per split and source NAME.bin/.idx/.json and NAME.CONTEXT.npz
+    tokens     tokens.json; per split and source NAME.bin/.idx/.json and NAME.CONTEXT.npz; where
+               asked for, the sources `long` (train/NAME.long.CONTEXT.npz) and `planted`
 
 Each writes page blocks for the report. All of it is deterministic and independent of the run's
 seed: two runs over the same archives train on the same rows.
@@ -12,8 +13,9 @@ import logging
 from collections.abc import Mapping
 from pathlib import Path
 
+from fivefold.artifact import write_json
 from fivefold.data.config import CorpusConfig, TokenizerTrainingConfig, TokensConfig
-from fivefold.stage import Stage, StageContext, write_json
+from fivefold.stage import Stage, StageContext
 
 logger = logging.getLogger(__name__)
 
@@ -22,6 +24,7 @@ class CorpusStage(Stage):
     """Downloads and reads the sources, filters, de-duplicates and splits their documents."""
 
     what = "collects documents"
+    is_seeded = False
     config: CorpusConfig
 
     def execute(self, inputs: Mapping[str, Path], out: Path, context: StageContext) -> None:
@@ -76,6 +79,7 @@ class TokenizerStage(Stage):
     """Trains the tokenizer on a sample of the training documents; needs `corpus`."""
 
     what = "trains the tokenizer"
+    is_seeded = False
     config: TokenizerTrainingConfig
 
     def execute(self, inputs: Mapping[str, Path], out: Path, context: StageContext) -> None:
@@ -105,11 +109,13 @@ class TokensStage(Stage):
     """Tokenises and packs both splits; needs `corpus` and `tokenizer`."""
 
     what = "tokenises and packs"
+    is_seeded = False
     config: TokensConfig
 
     def execute(self, inputs: Mapping[str, Path], out: Path, context: StageContext) -> None:
         """Write token files, packs, `tokens.json`, the page and the data's own metrics."""
         from fivefold.data.page import tokens_page
+        from fivefold.data.planted_page import planted_page
         from fivefold.data.tokenise import gzip_bits_per_byte, tokenise_corpus
         from fivefold.text.tokenizer import load_tokenizer
 
@@ -117,6 +123,8 @@ class TokensStage(Stage):
         summary = tokenise_corpus(inputs["corpus"], out, tokenizer, self.config, context.track)
         gzip_bits, heldout_bytes = gzip_bits_per_byte(inputs["corpus"] / "heldout.jsonl.zst")
         tokens_page(out / "page", summary, gzip_bits)
+        if summary.planted:
+            planted_page(out / "page", summary.planted)
         context.metrics.write(
             0,
             {
@@ -125,6 +133,10 @@ class TokensStage(Stage):
                 "data/heldout_tokens": summary.tokens("heldout"),
                 "data/heldout_bytes": heldout_bytes,
                 "data/heldout_gzip_bits_per_byte": gzip_bits,
+                **{
+                    f"data/planted_{split}_tokens": planted.manifest.tokens
+                    for split, planted in summary.planted.items()
+                },
             },
         )
         logger.info(
@@ -133,3 +145,10 @@ class TokensStage(Stage):
             f"{summary.tokens('heldout'):,}",
             gzip_bits,
         )
+        for split, planted in summary.planted.items():
+            logger.info(
+                "%s documents with planted facts (%s): %s tokens",
+                f"{planted.manifest.documents:,}",
+                split,
+                f"{planted.manifest.tokens:,}",
+            )

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import numpy as np
 
+from fivefold.artifact import atomic_write, write_json
 from fivefold.errors import CorruptFileError, MissingFileError
-from fivefold.stage import atomic_write, write_json
 
 _MAGIC = b"MMIDIDX\x00\x00"
 _HEADER = struct.Struct("<9sQBQQ")

@@ -5,20 +5,23 @@ into `tokens.json`, from which loaders open everything. The gzip number stands h
 measures the same held-out bytes: a language model has to beat what a 1992 compressor finds.
 """
 
+import math
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import groupby
 from pathlib import Path
 
 import numpy as np
 
-from fivefold.data.config import TokensConfig
+from fivefold.artifact import remove, write_json
+from fivefold.data.config import LONG, PLANTED, TokensConfig
 from fivefold.data.document import Document, read_documents
-from fivefold.data.packing import pack_documents, save_pack
+from fivefold.data.packing import pack_documents, pack_long_pieces, save_pack
+from fivefold.data.planted_tokens import PlantedTokens, tokenise_planted
 from fivefold.data.token_file import TokenManifest, open_token_file, write_token_file
-from fivefold.errors import CorruptFileError
-from fivefold.stage import ProgressTask, Track, remove, write_json
+from fivefold.errors import ConfigError, CorruptFileError
+from fivefold.stage import ProgressTask, Track
 from fivefold.text.tokenizer import Tokenizer
 
 _BATCH_CHARACTERS = 1_000_000
@@ -43,13 +46,16 @@ class TokensSummary:
     manifests: dict[str, list[TokenManifest]]
     """By split."""
     packs: list[PackFacts]
+    """Those of `long` and `planted` included."""
+    planted: dict[str, PlantedTokens]
+    """By split; empty where none were asked for."""
 
     def tokens(self, split: str) -> int:
-        """Tokens of a split."""
+        """Tokens of a split, without the planted ones."""
         return sum(manifest.tokens for manifest in self.manifests[split])
 
     def documents(self, split: str) -> int:
-        """Documents of a split."""
+        """Documents of a split, without the planted ones."""
         return sum(manifest.documents for manifest in self.manifests[split])
 
 
@@ -59,11 +65,14 @@ def tokenise_corpus(
     """Tokenise both splits of `corpus` into `out`, pack every context, write `tokens.json`.
 
     Raises:
+        ConfigError: too few long documents or too little text for what the config asks, or a
+            source with the name of a derived one.
         CorruptFileError: a document file is damaged.
         StorageError: the disk is full.
     """
     manifests: dict[str, list[TokenManifest]] = {}
     packs: list[PackFacts] = []
+    planted: dict[str, PlantedTokens] = {}
     for split in SPLITS:
         remove(out / split)
         path = corpus / f"{split}.jsonl.zst"
@@ -71,13 +80,30 @@ def tokenise_corpus(
             manifests[split] = _tokenise_split(path, out / split, tokenizer, task)
         for manifest in manifests[split]:
             packs += _pack_source(out / split, manifest, split, config)
-    summary = TokensSummary(manifests, packs)
+        if config.planted.contexts:
+            planted[split] = tokenise_planted(path, out / split, config.planted, tokenizer, track)
+            packs += [
+                PackFacts(split, PLANTED, context, pack.rows, round(pack.utilisation, 5))
+                for context, pack in planted[split].packs.items()
+            ]
+    long_members = {}
+    for context in config.long_contexts:
+        facts = _pack_long(out / "train", manifests["train"], context, config)
+        packs += facts
+        names = [fact.source.removesuffix(f".{LONG}") for fact in facts]
+        long_members[str(context)] = {"train": names}
+    summary = TokensSummary(manifests, packs, planted)
     write_json(
         out / "tokens.json",
         {
             "sources": {split: [m.source for m in manifests[split]] for split in SPLITS},
             "tokens": {split: summary.tokens(split) for split in SPLITS},
             "contexts": list(config.contexts),
+            "long": long_members,
+            "planted": {
+                str(context): {split: [PLANTED] for split in SPLITS}
+                for context in config.planted.contexts
+            },
             "pack": config.pack,
             "mixture": config.mixture.model_dump(mode="json"),
             "tokenizer_hash": tokenizer.content_hash,
@@ -104,6 +130,12 @@ def _tokenise_split(
                 expected=f"the documents of each source together in `{path}`",
                 found=f"source `{source}` in two places",
                 fix="Make the corpus again: run the recipe with `--fresh`",
+            )
+        if source == PLANTED:
+            raise ConfigError(
+                expected=f"no source of the corpus with the name `{PLANTED}`, a derived one",
+                found=f"documents of it in `{path}`",
+                fix="Rename the file that they come from",
             )
         manifests.append(
             write_token_file(
@@ -149,6 +181,37 @@ def _pack_source(
         save_pack(out / f"{manifest.source}.{context_tokens}.npz", pack, manifest.sha256)
         facts.append(
             PackFacts(split, manifest.source, context_tokens, pack.rows, round(pack.utilisation, 5))
+        )
+    return facts
+
+
+def _pack_long(
+    out: Path, manifests: Sequence[TokenManifest], context_tokens: int, config: TokensConfig
+) -> list[PackFacts]:
+    """Write the long pieces' pack of each source that has some.
+
+    Raises:
+        ConfigError: no source has one.
+    """
+    smallest = config.long_share * context_tokens
+    facts = []
+    longest = 0
+    for manifest in manifests:
+        lengths = open_token_file(out / manifest.source).lengths
+        longest = max(longest, int(lengths.max(initial=0)))
+        pack = pack_long_pieces(lengths, context_tokens, smallest)
+        if pack.rows:
+            name = f"{manifest.source}.{LONG}"
+            save_pack(out / f"{name}.{context_tokens}.npz", pack, manifest.sha256)
+            utilisation = round(pack.utilisation, 5)
+            facts.append(PackFacts("train", name, context_tokens, pack.rows, utilisation))
+    if not facts:
+        raise ConfigError(
+            expected=f"a document of at least {math.ceil(smallest):,} tokens, "
+            f"{config.long_share:g} of the context {context_tokens:,}, for the source `{LONG}`",
+            found=f"none; the longest has {longest:,} tokens",
+            fix="Add longer documents or raise `corpus.max_document_characters`; or take "
+            f"{context_tokens} out of `tokens.long_contexts`, or lower `tokens.long_share`",
         )
     return facts
 

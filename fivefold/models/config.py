@@ -230,7 +230,7 @@ def read_config(checkpoint: Path) -> ModelConfig:
     Raises:
         MissingFileError: the directory or the file is not there.
         CorruptFileError: the file is not JSON.
-        ConfigError: the shape is impossible.
+        ConfigError: it describes another family, or an impossible shape.
     """
     path = checkpoint / "config.json"
     if not path.is_file():
@@ -246,12 +246,28 @@ def read_config(checkpoint: Path) -> ModelConfig:
         raise CorruptFileError(
             expected=f"JSON in `{path}`", found=str(error), fix="Copy the checkpoint again"
         ) from error
+    if not isinstance(fields, dict) or fields.get("model_type") not in _ARCHITECTURES:
+        kind = fields.get("model_type") if isinstance(fields, dict) else type(fields).__name__
+        raise ConfigError(
+            expected=f"`config.json` of a model of the families {', '.join(_ARCHITECTURES)}",
+            found=f"`model_type` {kind!r} in `{path}`",
+            fix="Give the checkpoint of one of these families",
+        )
     return config_from_released(fields)
 
 
 def config_from_released(fields: dict[str, Any]) -> ModelConfig:
     """Build a config from the fields of a released `config.json`, of any supported family."""
     fields = dict(fields)
+    kinds = fields.pop("mlp_layer_types", None)
+    if kinds is not None:
+        dense = kinds.index("sparse") if "sparse" in kinds else len(kinds)
+        _check(
+            kinds == ["dense"] * dense + ["sparse"] * (len(kinds) - dense),
+            "`mlp_layer_types` with the dense layers first",
+            kinds,
+        )
+        fields["first_k_dense_replace"] = dense
     if fields.get("model_type") in ("glm4_moe_lite", "deepseek_v3", "glm4_moe"):
         fields.setdefault("index_n_heads", None)
     if fields.get("model_type") == "glm4_moe":

@@ -17,12 +17,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from fivefold.errors import CorruptFileError, MismatchError, MissingFileError
+from fivefold.artifact import atomic_write, write_json
+from fivefold.errors import CorruptFileError, MismatchError, MissingFileError, StorageError
 from fivefold.models.config import ModelConfig, config_to_released, read_config
 from fivefold.models.indexer import Indexer
 from fivefold.models.moe import Router
 from fivefold.models.transformer import Transformer
-from fivefold.stage import atomic_write, write_json
 
 _INDEX = "model.safetensors.index.json"
 _FP32_NAMES = re.compile(r"e_score_correction_bias$|indexer\.weights_proj\.weight$")
@@ -82,7 +82,7 @@ def write_checkpoint(
                 for name, tensor in released_tensors(model)
                 if name in chosen
             }
-            save_file(tensors, partial / file, metadata={"format": "pt"})
+            _save_tensors(tensors, partial / file)
             weight_map.update(dict.fromkeys(names, file))
             total_bytes += sum(tensor.nbytes for tensor in tensors.values())
         if len(shards) > 1:
@@ -91,6 +91,18 @@ def write_checkpoint(
         stored = str(dtype or model.lm_head.weight.dtype).removeprefix("torch.")
         write_json(partial / "config.json", {**config_to_released(model.config), "dtype": stored})
         write_json(partial / "generation_config.json", _generation_config(model.config))
+
+
+def _save_tensors(tensors: dict[str, Tensor], file: Path) -> None:
+    try:
+        save_file(tensors, file, metadata={"format": "pt"})
+    except SafetensorError as error:
+        # The library reports the operating system's faults as its own.
+        raise StorageError(
+            expected=f"to be able to write `{file}`",
+            found=str(error),
+            fix="Free space, or choose another place; what stood there before is kept",
+        ) from error
 
 
 def _cast(name: str, tensor: Tensor, dtype: torch.dtype | None) -> Tensor:

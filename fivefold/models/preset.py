@@ -120,6 +120,8 @@ _GLM45 = ModelConfig(
     n_routed_experts=160,
     index_n_heads=None,
     max_position_embeddings=131_072,
+    eos_token_id=(151_329, 151_336, 151_338),
+    pad_token_id=151_329,
     fivefold=FivefoldFields(mtp_depths=1),
 )
 

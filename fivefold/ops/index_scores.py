@@ -1,16 +1,107 @@
 """The indexer's scores: I[t, s] = sum_j w[t, j] relu(q[t, j] . k[s]) for keys not after the query.
 
-Source: DeepSeek-V3.2 report, equation 1. Scored in blocks of queries, each against the keys up to
-its end, so that the scores of single heads exist for one block at a time and stay in the cache;
-multiplying the head axis into the query axis keeps one matrix product a block (a product that
-broadcasts keys over queries copies them: 12 times slower).
+Source: DeepSeek-V3.2 report, equation 1. Scored in blocks of queries, each against the keys that it
+can see, so that the scores of single heads exist for one block at a time; multiplying the head axis
+into the query axis keeps one matrix product a block (a product that broadcasts keys over queries
+copies them: 12 times slower). `query_blocks` cuts the queries for everything that reads the scores:
+whole scores here, the selection (`sparse_index`) and the indexer's loss (`index_loss`).
 """
+
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-_BLOCK = 64
-"""Queries of a block: 8 heads x 64 queries x 512 keys of fp32 are one MiB a row."""
+_CACHE_NUMBERS = 2**21
+"""Numbers of one block's largest tensor on a CPU: in fp32 8 MiB, which stay in a shared cache."""
+_DEVICE_NUMBERS = 2**27
+"""The same elsewhere, where few large kernels are better and memory is the bound: 512 MiB."""
+_MOST_QUERIES = 128
+"""Queries of a block at most: a larger one scores more keys after the query in vain."""
+
+
+@dataclass(frozen=True)
+class QueryBlock:
+    """Queries `begin` to `end`, and the keys `first` to `seen` that hold all they can see."""
+
+    begin: int
+    end: int
+    first: int
+    seen: int
+    hidden_BTX: Tensor
+    """What each query cannot see among the LAST keys of the block, the only ones to differ."""
+
+    @property
+    def queries(self) -> slice:
+        """Places of the queries."""
+        return slice(self.begin, self.end)
+
+    @property
+    def keys(self) -> slice:
+        """Places of the keys."""
+        return slice(self.first, self.seen)
+
+    def hide_(self, scores_BTS: Tensor, value: float) -> Tensor:
+        """Overwrite what cannot be seen in (B, T of the block, S of the block); returns it."""
+        scores_BTS[..., -self.hidden_BTX.shape[-1] :].masked_fill_(self.hidden_BTX, value)
+        return scores_BTS
+
+
+def block_numbers(device: torch.device) -> int:
+    """Return how many numbers the largest tensor of one block of work may have."""
+    return _CACHE_NUMBERS if device.type == "cpu" else _DEVICE_NUMBERS
+
+
+def query_blocks(
+    queries: int, key_BSJ: Tensor, heads: int, documents_BS: Tensor | None = None
+) -> Iterator[QueryBlock]:
+    """Cut the last `queries` of the places of `key_BSJ` into blocks with their keys.
+
+    `heads` is how many numbers a pair of query and key needs. `documents_BS` names the document of
+    each place, -1 for padding: a query sees its own document only, padding sees nothing and is
+    seen by nothing. Blocks of padding alone are left out.
+    """
+    rows, keys, _ = key_BSJ.shape
+    limit = block_numbers(key_BSJ.device)
+    begin = 0
+    while begin < queries:
+        seen = keys - queries + begin + 1
+        size = min(max(limit // (rows * heads * seen), 1), _MOST_QUERIES, queries - begin)
+        seen += size - 1
+        after = torch.ones(1, size, size, dtype=torch.bool, device=key_BSJ.device).triu_(1)
+        block = QueryBlock(begin, begin + size, 0, seen, after)
+        if documents_BS is not None:
+            block = _within_documents(block, documents_BS)
+        if block.first < block.seen:
+            yield block
+        begin += size
+
+
+def _within_documents(block: QueryBlock, documents_BS: Tensor) -> QueryBlock:
+    """Hide other documents; drop the keys before the first that any query sees."""
+    size, seen = block.end - block.begin, block.seen
+    own_BT1 = documents_BS[:, seen - size : seen, None]
+    hidden_BTS = (own_BT1 != documents_BS[:, None, :seen]) | (own_BT1 < 0)
+    hidden_BTS[..., -size:] |= block.hidden_BTX
+    # A first key that is hidden from all or seen by some; without one, nothing is left.
+    needed = (~hidden_BTS).flatten(0, 1).any(0).nonzero()
+    first = int(needed[0]) if len(needed) else seen
+    return QueryBlock(block.begin, block.end, first, seen, hidden_BTS[..., first:])
+
+
+def match_keys(q_BTIJ: Tensor, key_BSJ: Tensor) -> Tensor:
+    """Return relu(q . k) of every head, (B, T, I, S)."""
+    rows, queries, heads, width = q_BTIJ.shape
+    q_BXJ = q_BTIJ.reshape(rows, queries * heads, width)
+    return torch.bmm(q_BXJ, key_BSJ.mT).relu_().view(rows, queries, heads, -1)
+
+
+def weigh_heads(match_BTIS: Tensor, weight_BTI: Tensor) -> Tensor:
+    """Return the heads' weighted sum, (B, T, S)."""
+    rows, queries, heads, keys = match_BTIS.shape
+    weight_X1I = weight_BTI.reshape(rows * queries, 1, heads)
+    return torch.bmm(weight_X1I, match_BTIS.flatten(0, 1)).view(rows, queries, keys)
 
 
 def reference(q_BTIJ: Tensor, key_BSJ: Tensor, weight_BTI: Tensor) -> Tensor:
@@ -24,19 +115,10 @@ def reference(q_BTIJ: Tensor, key_BSJ: Tensor, weight_BTI: Tensor) -> Tensor:
 
 def index_scores(q_BTIJ: Tensor, key_BSJ: Tensor, weight_BTI: Tensor) -> Tensor:
     """Compute `reference` block by block, without gradient; all of one dtype, fp32 or wider."""
-    rows, queries, heads, width = q_BTIJ.shape
-    keys = key_BSJ.shape[1]
-    scores_BTS = q_BTIJ.new_full((rows, queries, keys), -torch.inf)
-    key_BJS = key_BSJ.transpose(1, 2)
-    for begin in range(0, queries, _BLOCK):
-        end = min(begin + _BLOCK, queries)
-        size, seen = end - begin, keys - queries + end
-        q_BXJ = q_BTIJ[:, begin:end].reshape(rows, size * heads, width)
-        match_BXS = torch.bmm(q_BXJ, key_BJS[:, :, :seen]).relu_()
-        weight_X1I = weight_BTI[:, begin:end].reshape(rows * size, 1, heads)
-        block_X1S = torch.bmm(weight_X1I, match_BXS.view(rows * size, heads, seen))
-        scores_BTS[:, begin:end, :seen] = block_X1S.view(rows, size, seen)
-        if size > 1:
-            after = torch.ones(size, size, dtype=torch.bool, device=key_BSJ.device).triu(1)
-            scores_BTS[:, begin:end, seen - size : seen].masked_fill_(after, -torch.inf)
+    rows, queries, heads, _ = q_BTIJ.shape
+    scores_BTS = q_BTIJ.new_full((rows, queries, key_BSJ.shape[1]), -torch.inf)
+    for block in query_blocks(queries, key_BSJ, heads):
+        match_BTIS = match_keys(q_BTIJ[:, block.queries], key_BSJ[:, block.keys])
+        scores = weigh_heads(match_BTIS, weight_BTI[:, block.queries])
+        scores_BTS[:, block.queries, block.keys] = block.hide_(scores, -torch.inf)
     return scores_BTS

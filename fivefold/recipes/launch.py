@@ -7,11 +7,12 @@ decided.
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from rich.console import Console
 
+from fivefold.artifact import write_json
 from fivefold.config import config_to_json, hash_config
 from fivefold.errors import ConfigError
 from fivefold.log import logging_to, progress_on
@@ -25,7 +26,6 @@ from fivefold.stage import (
     claim_run_directory,
     run_stages,
     select_stages,
-    write_json,
 )
 
 
@@ -40,8 +40,11 @@ def run_recipe(
     threads: int | None,
     console: Console,
     command: Sequence[str],
+    conclude: Callable[[Path], None],
 ) -> None:
     """Run the selected stages of a recipe in the directory `run`, resuming what is there.
+
+    `conclude` is called with `run` at the end, however the stages end.
 
     Raises:
         FivefoldError: whatever a stage finds wrong with configs, files, network or disk.
@@ -69,12 +72,15 @@ def run_recipe(
         metrics = StageMetrics(
             run / "metrics.jsonl",
             stage.name,
-            show=lambda line: console.print(line, highlight=False),
+            show=lambda line: console.print(line, highlight=False, markup=False),
         )
         return StageContext(seed, device, threads, metrics, track)
 
     with logging_to(console, run / "log.txt"):
-        run_stages(stages, run, selection, context_of)
+        try:
+            run_stages(stages, run, selection, context_of)
+        finally:
+            conclude(run)
 
 
 def resolve_device(device: str) -> str:

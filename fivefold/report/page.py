@@ -13,6 +13,7 @@ from typing import Any
 
 from markupsafe import Markup
 
+from fivefold.artifact import atomic_write
 from fivefold.errors import MissingFileError
 from fivefold.report.block import draw_block
 from fivefold.report.curve import GZIP_METRIC, draw_curves
@@ -26,7 +27,6 @@ from fivefold.report.story import (
     draw_state,
     draw_timeline,
 )
-from fivefold.stage import atomic_write
 
 
 def write_report(run: Path) -> Path:

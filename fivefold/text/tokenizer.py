@@ -20,8 +20,8 @@ from pathlib import Path
 import numpy as np
 import tokenizers
 
+from fivefold.artifact import atomic_write
 from fivefold.errors import CorruptFileError, MismatchError, MissingFileError
-from fivefold.stage import atomic_write
 from fivefold.text.chat_template import CHAT_TEMPLATE
 from fivefold.text.config import BYTE_VALUES
 from fivefold.text.special import (

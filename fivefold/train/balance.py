@@ -24,7 +24,7 @@ def sequence_balance_loss(routing: Routing, rows: int) -> Tensor:
     experts = routing.scores_TE.shape[1]
     share_TE = routing.scores_TE / routing.scores_TE.sum(-1, keepdim=True)
     mean_BE = share_TE.unflatten(0, (rows, -1)).mean(1)
-    chosen_BX = routing.chosen_TA.view(rows, -1)
+    chosen_BX = routing.chosen_TA.reshape(rows, -1)
     counts_BE = torch.zeros_like(mean_BE)
     counts_BE.scatter_add_(1, chosen_BX, torch.ones_like(chosen_BX, dtype=counts_BE.dtype))
     frequency_BE = counts_BE * (experts / chosen_BX.shape[1])

@@ -16,9 +16,9 @@ import torch
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.api import CheckpointException
 
-from fivefold.errors import CorruptFileError
+from fivefold.artifact import atomic_write, read_json, remove, write_json
+from fivefold.errors import CorruptFileError, StorageError
 from fivefold.models.transformer import Transformer
-from fivefold.stage import atomic_write, read_json, remove, write_json
 from fivefold.train.optimizer import HybridOptimizer
 
 _KEPT = 2
@@ -36,8 +36,16 @@ def save_state(
     Raises:
         StorageError: the disk is full; earlier states stay.
     """
-    with atomic_write(directory / f"step_{step:08d}") as partial, _single_process():
-        dcp.save(_tensors(model, optimizer), checkpoint_id=partial)
+    target = directory / f"step_{step:08d}"
+    with atomic_write(target) as partial, _single_process():
+        try:
+            dcp.save(_tensors(model, optimizer), checkpoint_id=partial)
+        except CheckpointException as error:
+            raise StorageError(
+                expected=f"to be able to write `{target}`",
+                found=str(error).splitlines()[-1][:200],
+                fix="Free space; the states before are kept and the same command goes on",
+            ) from error
         write_json(partial / "progress.json", progress)
     for outdated in saved_steps(directory)[:-_KEPT]:
         remove(directory / f"step_{outdated:08d}")

@@ -1,8 +1,8 @@
 """The training loop: rows in, steps out, phase by phase, until the tokens are spent.
 
 It knows when to validate, to sample, to save and to log; what a step is stands in `step`, what is
-learned in `losses`. Everything that the next step depends on is in `Progress` and the saved tensors,
-so a run that was killed at any moment goes on bit for bit.
+learned in `losses`. Everything that the next step depends on is in `Progress` and the saved
+tensors, so a run that was killed at any moment goes on bit for bit.
 """
 
 import logging

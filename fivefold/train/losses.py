@@ -26,7 +26,7 @@ class LossParts(NamedTuple):
     total: Tensor
     """Scalar to differentiate: this microbatch's share of the step's loss."""
     measured: dict[str, Tensor]
-    """This microbatch's share of each metric (scalars, without gradient); they add up over a step."""
+    """This microbatch's share of each metric, scalars without gradient; shares add up."""
     main_routing: list[Routing]
     """Routing of the main stack's MoE layers."""
     mtp_routing: list[Routing]
@@ -34,7 +34,7 @@ class LossParts(NamedTuple):
 
 
 Objective = Callable[[Transformer, Rows, Rows, int], LossParts]
-"""(model, microbatch, rows of the whole step, tokens before the step) -> this microbatch's share."""
+"""(model, microbatch, rows of the whole step, tokens before the step) -> the microbatch's share."""
 
 
 def language_objective(config: GradientConfig) -> Objective:

@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
+from fivefold.artifact import write_json
 from fivefold.models.convert import write_checkpoint
 from fivefold.models.transformer import Transformer
-from fivefold.stage import write_json
 from fivefold.text.tokenizer import Tokenizer
 from fivefold.train.balance import BalanceTracker
 from fivefold.train.progress import Progress

@@ -78,7 +78,7 @@ def freeze_indexers(model: Transformer) -> None:
     """Take the indexers out of training: dense attention gives them no gradient."""
     for name, parameter in model.named_parameters():
         if ".indexer." in name:
-            parameter.requires_grad_(requires_grad=False)
+            parameter.requires_grad_(False)
 
 
 def _fit_to_tokenizer(model: ModelConfig, tokenizer: Tokenizer) -> ModelConfig:

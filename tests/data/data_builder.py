@@ -12,7 +12,7 @@ import numpy as np
 import zstandard
 
 from fivefold.data.document import Document, document_id
-from fivefold.data.loader import PackedSource
+from fivefold.data.packed_source import PackedSource
 from fivefold.data.packing import pack_documents
 from fivefold.data.token_file import open_token_file, write_token_file
 from fivefold.stage import ProgressTask

@@ -11,7 +11,8 @@ from fivefold.data.config import (
     TokensConfig,
 )
 from fivefold.data.document import read_documents
-from fivefold.data.loader import open_loader, open_sources, read_heldout_rows
+from fivefold.data.loader import open_loader, read_heldout_rows
+from fivefold.data.packed_source import open_sources
 from fivefold.data.stages import CorpusStage, TokenizerStage, TokensStage
 from fivefold.data.tokenise import gzip_bits_per_byte
 from fivefold.errors import MissingFileError

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fivefold.data.config import MixtureConfig, WeightPoint
-from fivefold.data.loader import PackedSource, RowLoader, Rows, assemble_rows
+from fivefold.data.loader import RowLoader, Rows, assemble_rows
+from fivefold.data.packed_source import PackedSource
 from fivefold.data.packing import pack_documents
 from fivefold.errors import ConfigError, CorruptFileError, MismatchError
 

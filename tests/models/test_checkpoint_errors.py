@@ -106,5 +106,6 @@ def test_bf16_export_keeps_fp32_where_precision_decides(tmp_path: Path) -> None:
     }
     model = read_checkpoint(tmp_path / "bf16")
     assert model.lm_head.weight.dtype == torch.bfloat16
-    assert model.layers[1].mlp.gate.e_score_correction_bias.dtype == torch.float32
-    assert model.layers[1].self_attn.indexer.weights_proj.weight.dtype == torch.float32
+    loaded = model.state_dict()
+    assert loaded["layers.1.mlp.gate.e_score_correction_bias"].dtype == torch.float32
+    assert loaded["layers.1.self_attn.indexer.weights_proj.weight"].dtype == torch.float32

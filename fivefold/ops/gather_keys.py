@@ -1,0 +1,50 @@
+"""Read the rows of selected keys, and add gradients back to them.
+
+The rows of all batch rows stand in one table, so that one index finds any of them; padding of the
+selection reads the first row of its batch row and is named, for the caller to mask. Pieces of
+queries are cut so that the gathered rows stay in a cache. Shapes: P queries of all batch rows, X
+numbers of a row.
+"""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from fivefold.ops.index_scores import block_numbers
+
+
+class KeyGather:
+    """The table of keys, and which of them each query has selected."""
+
+    def __init__(self, keys_BSX: Tensor, selected_BTK: Tensor) -> None:
+        """Prepare to gather `selected_BTK`, places of keys or -1, from `keys_BSX`."""
+        rows, keys, _ = keys_BSX.shape
+        self.table_SX = keys_BSX.flatten(0, 1)
+        begin = keys * torch.arange(rows, device=selected_BTK.device, dtype=selected_BTK.dtype)
+        self.place_PK = (selected_BTK.clamp_min(0) + begin[:, None, None]).flatten(0, 1)
+        empty_PK = (selected_BTK < 0).flatten(0, 1)
+        self.empty_PK = empty_PK if bool(empty_PK.any()) else None
+
+    def pieces(self, chunk: slice) -> Iterator[slice]:
+        """Cut a chunk of the P queries into pieces."""
+        numbers = self.place_PK.shape[1] * self.table_SX.shape[1]
+        # A piece and the gradients of its rows are in use together.
+        size = max(block_numbers(self.table_SX.device) // (2 * numbers), 1)
+        return slices(chunk.start, chunk.stop, size)
+
+    def rows(self, piece: slice) -> tuple[Tensor, Tensor | None]:
+        """Return the gathered rows (P, K, X) and where there is none, bool (P, 1, K) or None."""
+        place_PK = self.place_PK[piece]
+        rows_PKX = self.table_SX.index_select(0, place_PK.flatten()).view(*place_PK.shape, -1)
+        return rows_PKX, None if self.empty_PK is None else self.empty_PK[piece, None]
+
+    def add_(self, sum_SX: Tensor, piece: slice, rows_PKX: Tensor) -> None:
+        """Add gathered rows (P, K, X) to where they came from; deterministic on a CPU."""
+        sum_SX.index_add_(0, self.place_PK[piece].flatten(), rows_PKX.flatten(0, 1).to(sum_SX.dtype))
+
+
+def slices(begin: int, end: int, size: int) -> Iterator[slice]:
+    """Cut `begin` to `end` into slices of `size`, the last one shorter."""
+    for start in range(begin, end, size):
+        yield slice(start, min(start + size, end))
