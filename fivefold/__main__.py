@@ -71,43 +71,88 @@ def run(
 def plan(
     recipe: Annotated[str, tyro.conf.Positional],
     overrides: Overrides = (),
+    *,
+    gpus: int | None = None,
+    hardware: str = "h100",
 ) -> None:
     """Print shapes, parameters, FLOPs and bytes of a recipe's or preset's model, without training.
+
+    With `--gpus`, print the best layouts for a cluster instead: memory a rank, bubble, MFU, days.
 
     Args:
         recipe: A recipe (nano, small, glm5), or a preset (mini, glm47_flash, glm45, deepseek_v3).
         overrides: Changes of single config values; for a preset `model.KEY=VALUE`.
+        gpus: Accelerators to spread the model over.
+        hardware: Their kind: a100, h800, h100, h200 or b200.
     """
-    from fivefold.config import apply_overrides
-    from fivefold.models.config import ModelConfig
-    from fivefold.models.preset import PRESETS
-    from fivefold.plan.config import TrainingRun
     from fivefold.plan.describe import describe_model, render
-    from fivefold.recipes.catalogue import RECIPES, load_recipe
-    from fivefold.train.config import PretrainConfig
+    from fivefold.plan.hardware import find_hardware
+    from fivefold.plan.layout_table import render_layouts
+    from fivefold.plan.search import search_layouts
+    from fivefold.recipes.paper import models_to_plan
 
-    console = Console()
-    if recipe not in RECIPES and recipe in PRESETS:
-        changed = apply_overrides({"model": PRESETS[recipe]}, overrides)["model"]
-        assert isinstance(changed, ModelConfig)
-        console.print(render(describe_model(changed, name=recipe)))
-        return
-    if recipe not in RECIPES:
-        raise ConfigError(
-            expected="a recipe or a model preset",
-            found=repr(recipe),
-            fix=f"Choose one of {', '.join([*RECIPES, *(p for p in PRESETS if p not in RECIPES)])}",
-        )
-    for stage in load_recipe(recipe, overrides):
-        if isinstance(stage.config, PretrainConfig):
-            config = stage.config
-            training = TrainingRun(
-                total_tokens=config.total_tokens,
-                context_tokens=config.context_tokens,
-                batch_tokens=config.batch_rows * config.context_tokens,
+    console = Console(width=max(Console().width, 100))
+    for name, model, training in models_to_plan(recipe, overrides):
+        if gpus is None:
+            console.print(render(describe_model(model, name=name, run=training)))
+            continue
+        if training is None:
+            raise ConfigError(
+                expected="a recipe with `--gpus`: a layout is planned for a training run",
+                found=f"the preset `{recipe}`",
+                fix="Plan the recipe `glm5` or `small`, with overrides of its model",
             )
-            name = f"{recipe}.{stage.name}"
-            console.print(render(describe_model(config.model, name=name, run=training)))
+        kind = find_hardware(hardware)
+        layouts = search_layouts(model, gpus, kind, training)
+        console.print(render_layouts(layouts, kind, training, name=name))
+
+
+def schedule(
+    name: Annotated[str, tyro.conf.Positional],
+    *,
+    stages: int = 4,
+    microbatches: int = 8,
+    chunks: int = 2,
+    forward: float = 1.0,
+    input_gradient: float = 1.0,
+    weight_gradient: float = 1.0,
+    draw: Path | None = None,
+) -> None:
+    """Simulate a pipeline schedule on paper and print, or draw, its timeline.
+
+    Args:
+        name: 1f1b, interleaved, zb_h1, zb_h2, zb_v, v_half, v_min or automatic.
+        stages: Pipeline ranks.
+        microbatches: Microbatches of a step.
+        chunks: Model chunks a rank, for interleaved.
+        forward: Time of a forward pass of one microbatch through a rank.
+        input_gradient: Time of the backward pass to the input.
+        weight_gradient: Time of the backward pass to the weights.
+        draw: An SVG file to write.
+    """
+    from fivefold.artifact import atomic_write
+    from fivefold.plan.make_schedule import make_schedule, rank_costs
+    from fivefold.plan.schedule_table import render_timeline
+    from fivefold.plan.simulate import simulate
+    from fivefold.plan.timeline import draw_timeline
+
+    costs = rank_costs(
+        name,
+        stages,
+        chunks=chunks,
+        forward=forward,
+        input_gradient=input_gradient,
+        weight_gradient=weight_gradient,
+    )
+    timeline = simulate(
+        make_schedule(name, stages, microbatches, chunks=chunks, costs=costs), costs
+    )
+    console = Console(width=max(Console().width, 100))
+    console.print(render_timeline(timeline))
+    if draw is not None:
+        with atomic_write(draw) as partial:
+            partial.write_text(draw_timeline(timeline), encoding="utf-8")
+        console.out(f"wrote {draw}", highlight=False)
 
 
 def report(run_dir: Annotated[Path, tyro.conf.Positional]) -> None:
@@ -232,6 +277,7 @@ def _read_line(console: Console) -> str:
 COMMANDS: dict[str, Callable[..., None]] = {
     "run": run,
     "plan": plan,
+    "schedule": schedule,
     "report": report,
     "data": data,
     "generate": generate,

@@ -20,7 +20,9 @@ from fivefold.text.tokenizer import Tokenizer
 _ASCII_SHARE = 0.9
 _BYTES_PER_TOKEN = 5
 """More than tokenizers reach on English, so that the text read is enough."""
-_UNIT_CHARACTERS = 160
+_UNIT_CHARACTERS = 120
+_DENSEST = 1.25
+"""Tokens of a unit, over what the longest unit of usual text has, from which on it is no prose."""
 _SENTENCE_END = re.compile(r"(?<=[.!?])(?=\s)|(?<!\n)(?=\n[ \t]*\n)")
 
 
@@ -69,8 +71,9 @@ def read_haystack(
     for document in read_documents(path):
         if document.id in places:
             texts[places[document.id]] = document.text
-    units = [unit for text in texts for unit in cut_into_units(text)]
-    tokens = np.array([len(ids) for ids in tokenizer.encode_batch(units)], dtype=np.int64)
+    units, tokens = _without_dense_units(
+        [u for text in texts for u in cut_into_units(text)], tokenizer
+    )
     if tokens.sum() < longest_context:
         raise ConfigError(
             expected=f"English text of at least {longest_context:,} tokens in `{path.name}`, "
@@ -82,6 +85,15 @@ def read_haystack(
     return Haystack(units, tokens)
 
 
+def _without_dense_units(units: list[str], tokenizer: Tokenizer) -> tuple[list[str], np.ndarray]:
+    """Leave out drawings and tables of numbers, which take a document's place for nothing."""
+    tokens = np.array([len(ids) for ids in tokenizer.encode_batch(units)], dtype=np.int64)
+    characters = sum(map(len, units))
+    most = _DENSEST * _UNIT_CHARACTERS * int(tokens.sum()) / max(1, characters)
+    kept = tokens <= most
+    return [unit for unit, keep in zip(units, kept, strict=True) if keep], tokens[kept]
+
+
 def is_english(document: Document) -> bool:
     """Is this English as far as can be told cheaply: by its language, or by its alphabet?"""
     if document.lang:
@@ -91,7 +103,7 @@ def is_english(document: Document) -> bool:
 
 
 def cut_into_units(text: str) -> list[str]:
-    """Cut a document into sentences of at most 160 characters; a blank line precedes the first."""
+    """Cut a document into sentences of at most 120 characters; a blank line precedes the first."""
     units: list[str] = []
     for sentence in _SENTENCE_END.split("\n\n" + text.strip()):
         while len(sentence) > _UNIT_CHARACTERS:

@@ -5,7 +5,7 @@ long contexts and sparse attention are for. The law of distances: the text is di
 equal parts as facts are asked for, and each part holds one of them, uniformly; so all depths are
 equally likely and every document spans the context. Each distractor stands uniformly between its
 fact and the end of the text, so the last value given for an attribute is never the one asked for.
-Depths are rounded to the nearest end of a sentence. Questions come in random order.
+Depths are rounded to the nearest end of a sentence or line. Questions come in random order.
 """
 
 import itertools
@@ -150,12 +150,13 @@ def compose(
     `unit_tokens` int64 [units] are the sizes by which depths are measured.
     """
     ends = np.cumsum(unit_tokens)
+    gaps = np.array([n for n in range(len(units)) if ends_sentence(units, n)])
     planted: list[tuple[int, float, str]] = []
     for fact, depth, others, behind in zip(
         plan.facts, plan.depths, plan.distractors, plan.distractor_depths, strict=True
     ):
         for one, at in zip([fact, *others], [depth, *behind], strict=True):
-            planted.append((_nearest_end(ends, at), at, one.sentence))
+            planted.append((_nearest_gap(gaps, ends, at), at, one.sentence))
     # Where several stand at the end of one unit, the deeper one comes later.
     planted.sort(key=lambda entry: entry[:2])
     parts: list[str] = []
@@ -184,7 +185,7 @@ def compose(
                 "answer": fact.value,
                 "planted_character": starts[fact.sentence],
                 "distance": question - starts[fact.sentence],
-                "depth": float(ends[_nearest_end(ends, plan.depths[number])] / ends[-1]),
+                "depth": float(ends[_nearest_gap(gaps, ends, plan.depths[number])] / ends[-1]),
                 "distractor_characters": [starts[o.sentence] for o in plan.distractors[number]],
             }
         )
@@ -193,6 +194,12 @@ def compose(
     return "".join(parts), accounts
 
 
-def _nearest_end(ends: np.ndarray, depth: float) -> int:
-    """Return the unit whose end is nearest to this share of the text."""
-    return int(np.abs(ends - depth * ends[-1]).argmin())
+def ends_sentence(units: Sequence[str], number: int) -> bool:
+    """Does a sentence or line end with this unit?"""
+    is_last = number + 1 == len(units)
+    return is_last or units[number].endswith((".", "!", "?")) or units[number + 1].startswith("\n")
+
+
+def _nearest_gap(gaps: np.ndarray, ends: np.ndarray, depth: float) -> int:
+    """Return the unit among `gaps` whose end is nearest to this share of the text."""
+    return int(gaps[np.abs(ends[gaps] - depth * ends[-1]).argmin()])

@@ -37,8 +37,8 @@ def planted_page(folder: Path, planted: Mapping[str, PlantedTokens]) -> None:
         "31_planted_documents",
         "table",
         "Documents with planted facts",
-        "An answer can only be found at a distance. Where documents exceed the real text that there "
-        "is, it is used again, with other facts.",
+        "An answer can only be found at a distance. Where the real text does not suffice "
+        "for all documents, it is used again, with other facts.",
         columns=[
             *("split", "context, tokens", "documents", "questions", "median distance, tokens"),
             "real text, tokens",

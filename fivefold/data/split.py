@@ -52,7 +52,8 @@ def choose_heldout(
                 chosen.update(texts[text])
                 left -= sizes[text]
         if left == allowed:
-            chosen |= _last_parts(parts, texts[in_order[0]], allowed)
+            ends = (_last_parts(parts, texts[text], allowed) for text in in_order)
+            chosen |= next((end for end in ends if end), set())
     return chosen
 
 

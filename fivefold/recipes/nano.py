@@ -34,11 +34,12 @@ def nano() -> list[Stage]:
             PretrainConfig(
                 model=shape,
                 context_tokens=256,
-                total_tokens=1_300_000,
-                # Muon's updates have a fixed size, so a short run wants a far larger rate than
-                # GLM-5's 2e-4 over 27T tokens; found by a sweep, see docs/log.md.
-                peak_lr=1e-2,
-                final_lr=1e-3,
+                total_tokens=2_000_000,
+                # Muon's updates have a fixed size, so a short run wants far larger rates than
+                # GLM-5's over 27T tokens; found by a sweep, see docs/log.md.
+                peak_lr=1.5e-2,
+                final_lr=1.5e-3,
+                router_bias_rate=0.01,
                 warmup_fraction=0.02,
                 batch_rows=16,
                 batch_rows_start=8,
