@@ -2,11 +2,13 @@
 
 Reading order: `pipeline` (the corpus as a list of steps), `config`, `source` (the catalogue),
 `download`, `archive`, `reader`, `extract`, `document`, `ledger`, `dedup`, `split`; then
-`token_file`, `packing`, `order`, `mixture`, `loader`; `stages` puts both halves into a recipe and
-`command` serves `fivefold data get`. May import `text`, `stage`, `metrics` and the foundation; no
-torch.
+`tokenise`, `token_file`, `packing`, `order`, `mixture`, `packed_source`, `loader`. Facts planted in
+text, for long contexts: `planted`, `fact`, `planted_words`, `haystack`, `planted_tokens`. `stages`
+puts it all into a recipe, `page` and `planted_page` draw it, and `command` serves
+`fivefold data get`. May import `text`, `stage`, `metrics` and the foundation; no torch.
 
 Glossary: a *document* is one text with its origin; a *piece* is a span of one tokenised document;
 a *row* is `context_tokens + 1` ids that a model sees at once, so that every place has its next
-token; a *pack* is the table that says which pieces make up which row.
+token; a *pack* is the table that says which pieces make up which row; a *planted fact* is a short
+statement in real text that is asked for again at the end, a *distractor* another of its form.
 """

@@ -123,7 +123,7 @@ class PlantedConfig(Config):
     """Facts of the same form about something else, for each fact that is asked for."""
 
     fact_share: float = pydantic.Field(default=0.5, gt=0, le=0.9)
-    """Most of a document that facts, distractors and questions may take."""
+    """Most of a document that facts, distractors and questions may take; one fact always stands."""
 
     word_share: float = pydantic.Field(default=0.5, ge=0, le=1)
     """Share of facts with two words for a value; the others have a number."""

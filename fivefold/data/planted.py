@@ -56,8 +56,7 @@ def plant_documents(
     `context_tokens` and `facts`, in the order of their questions: `question_start_character`,
     `answer_start_character`, `answer`, `planted_character` (where the statement begins),
     `distance` (characters from there to the question), `depth` (share of the real text before it)
-    and
-    `distractor_characters`. The same arguments give the same documents.
+    and `distractor_characters`. The same arguments give the same documents.
 
     Raises:
         ConfigError: a context too short for a fact, or more facts than there are values.
@@ -90,15 +89,11 @@ def _fill(
         if len(tokenizer.encode(text)) <= room:
             return text, facts
         chosen = chosen[:-1]
-    raise _too_short(room, "no sentence of text besides")
-
-
-def _too_short(room: int, found: str) -> ConfigError:
-    return ConfigError(
-        expected="`tokens.planted.contexts` that hold text and a fact with its distractors and its "
-        "question",
-        found=f"room for {room} tokens, {found}",
-        fix="Plant in longer contexts, lower `tokens.planted.distractors`, or change "
+    raise ConfigError(
+        expected="`tokens.planted.contexts` that hold facts with their distractors and questions, "
+        "and text besides",
+        found=f"room for {room} tokens, and no sentence that fits beside the facts",
+        fix="Plant in longer contexts, or lower `tokens.planted.distractors` or "
         "`tokens.planted.fact_share`",
     )
 
@@ -126,9 +121,7 @@ def _make_plan(
         # The fact stands twice: in the text and as question and answer.
         statements = [f"\n\n{one.sentence}\n\n" for one in (fact, fact, *others)]
         size = sum(map(len, tokenizer.encode_batch(statements)))
-        if used + size > config.fact_share * room:
-            if not facts:
-                raise _too_short(room, f"of which one fact takes {size}")
+        if facts and used + size > config.fact_share * room:
             break
         facts.append(fact)
         distractors.append(others)

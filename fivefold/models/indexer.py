@@ -6,19 +6,50 @@ report, section 2.1, equations 1 and 2; GLM-5 report, section 2.1.1.
 
 Surprises: the rotary channels come FIRST in an indexer head (in attention they come last); the
 input is the same normalised query latent that the attention's queries are made of; scores can be
-negative, because the head weights can. No gradient passes from the selection, so language-model
-training never moves these weights: the adaptation stage trains them against the attention's own
-distribution.
+negative, because the head weights can. No gradient passes from the selection, and the inputs are
+detached: language-model training never moves these weights, and their own loss nothing else. The
+adaptation stage trains them against the attention's own distribution (`ops.index_loss`).
 """
+
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from fivefold.models.config import ModelConfig
 from fivefold.models.layer import LayerNorm, Linear
+from fivefold.ops.index_loss import (
+    IndexLoss,
+    attention_keys,
+    dense_index_loss,
+    selected_index_loss,
+)
 from fivefold.ops.index_scores import index_scores
 from fivefold.ops.rotary import rotate_halves, rotate_pairs
 from fivefold.ops.select_topk import selection_mask
+from fivefold.ops.sparse_index import sparse_index
+
+
+class IndexQuery(NamedTuple):
+    """What an indexer scores with, in fp32 or wider."""
+
+    q_BTIJ: Tensor
+    """Queries of the index heads."""
+    key_BSJ: Tensor
+    """Keys, those of the cache included."""
+    weight_BTI: Tensor
+    """Weights of the index heads, the constant factors of the score included."""
+
+
+class Selection(NamedTuple):
+    """The keys that each query keeps, in the form that its attention reads, and who chose them."""
+
+    query: IndexQuery
+    """For the loss of layers that share the selection."""
+    mask_BTS: Tensor | None = None
+    """Kept keys as bool; for masked attention."""
+    places_BTK: Tensor | None = None
+    """Kept keys as ascending places, -1 for none; for gathering attention."""
 
 
 class Indexer(nn.Module):
@@ -38,36 +69,61 @@ class Indexer(nn.Module):
         self.k_norm = LayerNorm(self.head_dim, eps=1e-6)
         self.weights_proj = Linear(config.hidden_size, self.heads)
 
-    @torch.no_grad()
     def keys(self, x_BTD: Tensor, turn_BTR: Tensor) -> Tensor:
         """Return the index keys (B, T, J) that later queries score."""
-        key_BT1J = self.k_norm(self.wk(x_BTD))[:, :, None]
+        key_BT1J = self.k_norm(self.wk(x_BTD.detach()))[:, :, None]
         return self._turn(key_BT1J, turn_BTR)[:, :, 0]
 
-    @torch.no_grad()
-    def select(
-        self,
-        x_BTD: Tensor,
-        q_latent_BTC: Tensor,
-        turn_BTR: Tensor,
-        key_BSJ: Tensor,
-        visible_BTS: Tensor | None,
-    ) -> Tensor:
-        """Mark the kept keys of each query, bool (B, T, S); no query sees a key after itself.
-
-        `visible_BTS` narrows further (documents of a packed row); None: nothing does.
-        """
+    def query(
+        self, x_BTD: Tensor, q_latent_BTC: Tensor, turn_BTR: Tensor, key_BSJ: Tensor
+    ) -> IndexQuery:
+        """Return what scores the keys `key_BSJ` for the queries of `x_BTD`."""
         rows, queries, _ = x_BTD.shape
         wide = torch.promote_types(x_BTD.dtype, torch.float32)
-        q_BTIJ = self.wq_b(q_latent_BTC).view(rows, queries, self.heads, self.head_dim)
+        q_BTIJ = self.wq_b(q_latent_BTC.detach()).view(rows, queries, self.heads, self.head_dim)
         q_BTIJ = self._turn(q_BTIJ, turn_BTR).to(wide)
-        weight_BTI = nn.functional.linear(x_BTD.to(wide), self.weights_proj.weight.to(wide))
+        weight = self.weights_proj.weight.to(wide)
+        weight_BTI = nn.functional.linear(x_BTD.detach().to(wide), weight)
         weight_BTI = weight_BTI * (self.heads * self.head_dim) ** -0.5
-        scores_BTS = index_scores(q_BTIJ, key_BSJ.to(wide), weight_BTI)
-        if visible_BTS is not None:
-            scores_BTS.masked_fill_(~visible_BTS, -torch.inf)
-        return selection_mask(scores_BTS, self.topk)
+        return IndexQuery(q_BTIJ, key_BSJ.to(wide), weight_BTI)
 
     def _turn(self, x_BTHJ: Tensor, turn_BTR: Tensor) -> Tensor:
         rope, rest = x_BTHJ.split([self.rope_dim, self.head_dim - self.rope_dim], dim=-1)
         return torch.cat([self.rotate(rope, turn_BTR), rest], dim=-1)
+
+
+@torch.no_grad()
+def select_mask(query: IndexQuery, k: int, visible_BTS: Tensor | None) -> Selection:
+    """Mark the kept keys; `visible_BTS` narrows causality further (documents of a packed row)."""
+    scores_BTS = index_scores(*query)
+    if visible_BTS is not None:
+        scores_BTS.masked_fill_(~visible_BTS, -torch.inf)
+    return Selection(query, mask_BTS=selection_mask(scores_BTS, k))
+
+
+def select_places(query: IndexQuery, k: int, documents_BS: Tensor | None) -> Selection:
+    """List the kept keys; nothing of the size of queries x keys exists on the way."""
+    return Selection(query, places_BTK=sparse_index(*query, k, documents_BS))
+
+
+def loss_over_all_keys(
+    query: IndexQuery,
+    q_BTHQ: Tensor,
+    latent_BSC: Tensor,
+    rope_BSR: Tensor,
+    kv_b_HC: Tensor,
+    scale: float,
+    documents_BS: Tensor | None,
+    *,
+    k: int | None,
+) -> IndexLoss:
+    """Compare with the attention over all visible keys; `k` asks for the mass of k keys."""
+    nope = q_BTHQ.shape[-1] - rope_BSR.shape[-1]
+    k_BSHQ = attention_keys(latent_BSC.detach(), rope_BSR.detach(), kv_b_HC.detach(), nope)
+    return dense_index_loss(*query, q_BTHQ.detach(), k_BSHQ, scale, documents_BS, k=k)
+
+
+def loss_over_selected_keys(selection: Selection, shares_BTK: Tensor) -> IndexLoss:
+    """Compare with the sparse attention's probabilities of the selected keys."""
+    assert selection.places_BTK is not None, "learning on the selected keys needs their places"
+    return selected_index_loss(*selection.query, selection.places_BTK, shares_BTK)

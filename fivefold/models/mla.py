@@ -1,36 +1,45 @@
 """Multi-head latent attention with sparse selection (MLA + DSA).
 
 Queries and key-values pass through low-rank latents; the cache keeps the key-value latent and one
-rotated key for all heads. Without a cache the heads' keys and values are expanded; with one,
-attention runs absorbed over the latent. Which keys a query sees is the causal and document mask,
-narrowed by the indexer once there are more keys than `index_topk`: up to there sparse and dense are
-the same function. Sources: DeepSeek-V2 report, section 2.1; DeepSeek-V3.2 report, section 2.1.
+rotated key for all heads. Which keys a query sees is the causal and document mask, narrowed by the
+indexer once there are more keys than `index_topk`: up to there sparse and dense are the same
+function. Three forms compute it: expanded heads (training, prefill), absorbed over the latent
+(decode), and absorbed over gathered keys, which alone costs what is selected. Sources: DeepSeek-V2
+report, section 2.1; DeepSeek-V3.2 report, section 2.1.
 """
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 
-from fivefold.models.cache import LatentCache
 from fivefold.models.config import ModelConfig
-from fivefold.models.indexer import Indexer
+from fivefold.models.indexer import (
+    Indexer,
+    IndexQuery,
+    Selection,
+    loss_over_all_keys,
+    loss_over_selected_keys,
+    select_mask,
+    select_places,
+)
 from fivefold.models.layer import Linear, RMSNorm
-from fivefold.ops.attention import attend_absorbed, attend_expanded
+from fivefold.models.surroundings import Surroundings
+from fivefold.ops.attention import attend_absorbed, attend_documents, attend_expanded
+from fivefold.ops.index_loss import IndexLoss
 from fivefold.ops.rotary import rotate_halves, rotate_pairs, yarn_scale
+from fivefold.ops.sparse_attention import attend_gathered, attend_gathered_with_shares
 
 
-@dataclass(frozen=True)
-class Surroundings:
-    """What all layers of one forward share."""
+class Attended(NamedTuple):
+    """Result of one layer's attention."""
 
-    turn_BTR: Tensor
-    """Rotation of each query's position, complex (B, T, R / 2)."""
-    visible_BTS: Tensor | None
-    """Keys of each query by causality and document; None: causal, or one query that sees all."""
-    cache: LatentCache | None
-    """Keys of earlier tokens; None: the queries' own keys are all there are."""
-    absorbed: bool
-    """Run attention over the latent instead of expanded heads."""
+    y_BTD: Tensor
+    """The output."""
+    selection: Selection | None
+    """What a `shared` layer above may reuse; None where nothing was narrowed."""
+    index_loss: IndexLoss | None
+    """What the indexer has to learn; None unless it learns."""
 
 
 class LatentAttention(nn.Module):
@@ -62,38 +71,26 @@ class LatentAttention(nn.Module):
         self.indexer = Indexer(config) if full else None
         self.selects = config.has_indexer
 
-    def forward(
-        self, x_BTD: Tensor, around: Surroundings, selected_BTS: Tensor | None
-    ) -> tuple[Tensor, Tensor | None]:
-        """Attend; returns the output (B, T, D) and the selection that a `shared` layer may reuse.
-
-        `selected_BTS` is the selection of the layer below, None where nothing was narrowed.
-        """
+    def forward(self, x_BTD: Tensor, around: Surroundings, below: Selection | None) -> Attended:
+        """Attend from (B, T, D); `below` is the selection of the layer below."""
         rows, queries, _ = x_BTD.shape
         q_latent_BTC, q_nope, q_rope = self._queries(x_BTD, around.turn_BTR)
         latent_BSC, rope_BSR = self._keys(x_BTD, around.turn_BTR)
-        index_BSJ = None
-        context = queries + (around.cache.length_tokens if around.cache else 0)
-        narrows = self.selects and context > self.topk
-        if self.indexer is not None and (narrows or around.cache is not None):
-            index_BSJ = self.indexer.keys(x_BTD, around.turn_BTR)
+        index_BSJ = self._index_keys(x_BTD, around)
         if around.cache is not None:
             latent_BSC, rope_BSR, index_BSJ = around.cache.append(
                 self.layer, latent_BSC, rope_BSR, index_BSJ
             )
-        if not narrows:
-            selected_BTS = None
-        elif self.indexer is not None:
+        selection = below
+        if self.indexer is not None and index_BSJ is not None and self._needs_index(around):
             assert q_latent_BTC is not None, "the indexer reads the query latent"
-            assert index_BSJ is not None, "a full layer has index keys"
-            selected_BTS = self.indexer.select(
-                x_BTD, q_latent_BTC, around.turn_BTR, index_BSJ, around.visible_BTS
-            )
+            with torch.set_grad_enabled(torch.is_grad_enabled() and around.index_learns):
+                query = self.indexer.query(x_BTD, q_latent_BTC, around.turn_BTR, index_BSJ)
+            selection = self._select(query, around)
         kv_b_HC = self.kv_b_proj.weight.view(self.heads, -1, self.latent)
-        attend = attend_absorbed if around.absorbed else attend_expanded
-        visible = around.visible_BTS if selected_BTS is None else selected_BTS
-        out_BTHV = attend(q_nope, q_rope, latent_BSC, rope_BSR, kv_b_HC, visible, self.scale)
-        return self.o_proj(out_BTHV.reshape(rows, queries, -1)), selected_BTS
+        parts = q_nope, q_rope, latent_BSC, rope_BSR, kv_b_HC
+        out_BTHV, index_loss = self._attend(parts, around, selection)
+        return Attended(self.o_proj(out_BTHV.reshape(rows, queries, -1)), selection, index_loss)
 
     def _queries(self, x_BTD: Tensor, turn_BTR: Tensor) -> tuple[Tensor | None, Tensor, Tensor]:
         rows, queries, _ = x_BTD.shape
@@ -111,6 +108,59 @@ class LatentAttention(nn.Module):
         latent_BSC, rope_BSR = self.kv_a_proj_with_mqa(x_BTD).split([self.latent, self.rope], -1)
         turned_BS1R = self.rotate(rope_BSR[:, :, None], turn_BTR)
         return self.kv_a_layernorm(latent_BSC), turned_BS1R[:, :, 0]
+
+    def _needs_index(self, around: Surroundings) -> bool:
+        """Does anybody look at the scores? Not where every key is kept and nothing is learned."""
+        return self.selects and (around.keys > self.topk or around.index_learns)
+
+    def _index_keys(self, x_BTD: Tensor, around: Surroundings) -> Tensor | None:
+        if self.indexer is None or not (self._needs_index(around) or around.cache is not None):
+            return None
+        with torch.set_grad_enabled(torch.is_grad_enabled() and around.index_learns):
+            return self.indexer.keys(x_BTD, around.turn_BTR)
+
+    def _select(self, query: IndexQuery, around: Surroundings) -> Selection:
+        if around.is_dense or around.keys <= self.topk:
+            return Selection(query)
+        if around.gathers(self.topk):
+            return select_places(query, self.topk, around.documents_BT)
+        return select_mask(query, self.topk, around.visible_BTS)
+
+    def _attend(
+        self,
+        parts: tuple[Tensor, Tensor, Tensor, Tensor, Tensor],
+        around: Surroundings,
+        selection: Selection | None,
+    ) -> tuple[Tensor, IndexLoss | None]:
+        """Attend in the form that the selection and the surroundings ask for."""
+        if selection is not None and selection.places_BTK is not None:
+            if not around.index_learns:
+                return attend_gathered(*parts, selection.places_BTK, self.scale), None
+            out_BTHV, shares = attend_gathered_with_shares(*parts, selection.places_BTK, self.scale)
+            return out_BTHV, loss_over_selected_keys(selection, shares)
+        mask_BTS = around.visible_BTS if selection is None else selection.mask_BTS
+        if selection is not None and mask_BTS is None:
+            mask_BTS = around.visible_BTS
+        if around.absorbed:
+            out_BTHV = attend_absorbed(*parts, mask_BTS, self.scale)
+        elif mask_BTS is None and around.segments is not None:
+            out_BTHV = attend_documents(*parts, around.segments, self.scale)
+        else:
+            out_BTHV = attend_expanded(*parts, mask_BTS, self.scale)
+        if selection is None or not around.index_learns:
+            return out_BTHV, None
+        q_nope, q_rope, latent, rope, kv_b = parts
+        loss = loss_over_all_keys(
+            selection.query,
+            torch.cat([q_nope, q_rope], -1),
+            latent,
+            rope,
+            kv_b,
+            self.scale,
+            around.documents_BT,
+            k=self.topk if around.probes else None,
+        )
+        return out_BTHV, loss
 
 
 def _softmax_scale(config: ModelConfig) -> float:

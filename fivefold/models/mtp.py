@@ -10,13 +10,27 @@ depth is the state AFTER `shared_head.norm` (recycling the state before it costs
 fails silently). Embedding table and output head are the main model's and receive its gradient.
 """
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
 
 from fivefold.models.config import ModelConfig
 from fivefold.models.layer import Linear, RMSNorm
-from fivefold.models.mla import Surroundings
 from fivefold.models.moe import Routing
+from fivefold.models.surroundings import Surroundings
+from fivefold.ops.index_loss import IndexLoss
+
+
+class MtpOutput(NamedTuple):
+    """Result of one depth."""
+
+    state_BTD: Tensor
+    """Normalised state, projected by the output head and handed to the next depth."""
+    routing: Routing | None
+    """What the layer's router decided."""
+    index_loss: IndexLoss | None
+    """What the layer's indexer has to learn."""
 
 
 class MtpLayer(nn.Module):
@@ -30,20 +44,14 @@ class MtpLayer(nn.Module):
         self.block = block
         self.shared_head_norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
-    def forward(
-        self, hidden_BTD: Tensor, ahead_BTD: Tensor, around: Surroundings
-    ) -> tuple[Tensor, Routing | None]:
+    def forward(self, hidden_BTD: Tensor, ahead_BTD: Tensor, around: Surroundings) -> MtpOutput:
         """Go one depth further.
 
         Args:
             hidden_BTD: normalised state of the main stack (depth 1) or of the depth before.
             ahead_BTD: embedding of the token `depth` places ahead of each position.
             around: rotations and visibility, those of the main stack: positions are relative.
-
-        Returns:
-            The normalised state, to be projected by the output head and handed to the next depth,
-            and the routing of the layer.
         """
         joined_BTX = torch.cat([self.enorm(ahead_BTD), self.hnorm(hidden_BTD)], dim=-1)
-        out_BTD, _, routing = self.block(self.eh_proj(joined_BTX), around)
-        return self.shared_head_norm(out_BTD), routing
+        out_BTD, _, routing, index_loss = self.block(self.eh_proj(joined_BTX), around)
+        return MtpOutput(self.shared_head_norm(out_BTD), routing, index_loss)

@@ -14,10 +14,13 @@ from torch import Tensor, nn
 from fivefold.errors import ConfigError
 from fivefold.models.cache import LatentCache
 from fivefold.models.config import ModelConfig
+from fivefold.models.indexer import Selection
 from fivefold.models.layer import GatedMlp, Linear, RMSNorm
-from fivefold.models.mla import LatentAttention, Surroundings
+from fivefold.models.mla import LatentAttention
 from fivefold.models.moe import MoE, Routing
 from fivefold.models.mtp import MtpLayer
+from fivefold.models.surroundings import IndexerMode, Surroundings, make_surroundings
+from fivefold.ops.index_loss import IndexLoss
 from fivefold.ops.rotary import inverse_frequencies, rotary_angles
 
 
@@ -28,6 +31,21 @@ class Output(NamedTuple):
     """Hidden states after the final norm."""
     routing: list[Routing]
     """One entry a MoE layer, bottom first."""
+    index_losses: list[IndexLoss]
+    """One entry a layer where the indexers learn or are probed, else none."""
+
+
+class BlockOutput(NamedTuple):
+    """Result of one block."""
+
+    x_BTD: Tensor
+    """The residual stream."""
+    selection: Selection | None
+    """For a layer above that shares it."""
+    routing: Routing | None
+    """What a MoE layer decided."""
+    index_loss: IndexLoss | None
+    """What the indexer has to learn."""
 
 
 class Block(nn.Module):
@@ -48,19 +66,19 @@ class Block(nn.Module):
         self,
         x_BTD: Tensor,
         around: Surroundings,
-        selected_BTS: Tensor | None = None,
+        below: Selection | None = None,
         forced_TA: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor | None, Routing | None]:
-        """Return the stream, the selection for a `shared` layer above, and the routing of a MoE."""
-        attended_BTD, selected_BTS = self.self_attn(
-            self.input_layernorm(x_BTD), around, selected_BTS
-        )
-        x_BTD = x_BTD + attended_BTD
+    ) -> BlockOutput:
+        """Pass (B, T, D) on; `below` is the selection of the layer below."""
+        attended = self.self_attn(self.input_layernorm(x_BTD), around, below)
+        x_BTD = x_BTD + attended.y_BTD
         normed_BTD = self.post_attention_layernorm(x_BTD)
+        routing = None
         if isinstance(self.mlp, MoE):
             y_BTD, routing = self.mlp(normed_BTD, forced_TA)
-            return x_BTD + y_BTD, selected_BTS, routing
-        return x_BTD + self.mlp(normed_BTD), selected_BTS, None
+        else:
+            y_BTD = self.mlp(normed_BTD)
+        return BlockOutput(x_BTD + y_BTD, attended.selection, routing, attended.index_loss)
 
 
 class Transformer(nn.Module):
@@ -104,24 +122,22 @@ class Transformer(nn.Module):
         cache: LatentCache | None = None,
         *,
         absorbed: bool = False,
+        indexer: IndexerMode = "frozen",
     ) -> Surroundings:
-        """Prepare what the layers share: rotations, visibility, cache.
+        """Prepare what the layers share; the MTP layer shares it with the main stack.
 
         `documents_BT` names the document of each token of a packed row; tokens of different
         documents do not see each other. None is faster and right where every row is one document.
         It cannot be combined with a cache.
         """
-        turn_BTR = rotary_angles(positions_BT, self.speeds_R, self.rotary_factor)
-        visible_BTS = None
-        queries = positions_BT.shape[1]
-        if documents_BT is not None:
-            assert cache is None, "packed rows are for training; decode keeps one document a row"
-            visible_BTS = (documents_BT[:, :, None] == documents_BT[:, None]).tril()
-        elif cache is not None and queries > 1 and cache.length_tokens:
-            keys = torch.arange(cache.length_tokens + queries, device=positions_BT.device)
-            visible_BTS = keys <= keys[cache.length_tokens :, None]
-            visible_BTS = visible_BTS.expand(positions_BT.shape[0], -1, -1)
-        return Surroundings(turn_BTR, visible_BTS, cache, absorbed)
+        return make_surroundings(
+            rotary_angles(positions_BT, self.speeds_R, self.rotary_factor),
+            documents_BT,
+            cache,
+            queries=positions_BT.shape[1],
+            absorbed=absorbed,
+            indexer=indexer,
+        )
 
     def forward(
         self,
@@ -155,16 +171,17 @@ class Transformer(nn.Module):
         if around is None:
             around = self.surroundings(positions_BT, documents_BT, cache, absorbed=absorbed)
         hidden_BTD = self.embed_tokens(ids_BT) if embedded_BTD is None else embedded_BTD
-        selected_BTS: Tensor | None = None
+        selection: Selection | None = None
         routing: list[Routing] = []
+        index_losses: list[IndexLoss] = []
         for block in self.layers:
             forced = forced_routing[len(routing)] if forced_routing is not None else None
-            hidden_BTD, selected_BTS, routed = block(hidden_BTD, around, selected_BTS, forced)
-            if routed is not None:
-                routing.append(routed)
+            hidden_BTD, selection, routed, index_loss = block(hidden_BTD, around, selection, forced)
+            routing += [] if routed is None else [routed]
+            index_losses += [] if index_loss is None else [index_loss]
         if cache is not None:
             cache.advance(ids_BT.shape[1])
-        return Output(self.norm(hidden_BTD), routing)
+        return Output(self.norm(hidden_BTD), routing, index_losses)
 
     def logits(self, hidden_BTD: Tensor) -> Tensor:
         """Project normalised hidden states onto the vocabulary, in fp32 or wider."""

@@ -8,6 +8,8 @@ x (2C + R)): decode, and wherever each query has its own keys. Source: DeepSeek-
 2.1.2. Softmax is fp32 (fp64 for fp64 input).
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -40,6 +42,27 @@ def attend_expanded(
         return masked_attention(q, k, v, visible_BTS, scale).transpose(1, 2)
     out_BHTV = F.scaled_dot_product_attention(q, k, v, is_causal=queries > 1, scale=scale)
     return out_BHTV.transpose(1, 2)
+
+
+def attend_documents(
+    q_nope_BTHN: Tensor,
+    q_rope_BTHR: Tensor,
+    latent_BSC: Tensor,
+    rope_BSR: Tensor,
+    kv_b_HC: Tensor,
+    segments: Sequence[tuple[int, int, int]],
+    scale: float,
+) -> Tensor:
+    """Attend within each (row, begin, end) of packed rows alone; otherwise as `attend_expanded`.
+
+    The segments follow each other and cover every row, so that no mask is needed at any length.
+    """
+    outs: dict[int, list[Tensor]] = {}
+    for row, begin, end in segments:
+        here = slice(row, row + 1), slice(begin, end)
+        parts = q_nope_BTHN[here], q_rope_BTHR[here], latent_BSC[here], rope_BSR[here]
+        outs.setdefault(row, []).append(attend_expanded(*parts, kv_b_HC, None, scale))
+    return torch.cat([torch.cat(outs[row], dim=1) for row in range(len(q_nope_BTHN))])
 
 
 def attend_absorbed(

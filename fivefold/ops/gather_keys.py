@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from fivefold.ops.index_scores import block_numbers
+from fivefold.ops.workspace import Workspace
 
 
 class KeyGather:
@@ -23,8 +24,9 @@ class KeyGather:
         self.table_SX = keys_BSX.flatten(0, 1)
         begin = keys * torch.arange(rows, device=selected_BTK.device, dtype=selected_BTK.dtype)
         self.place_PK = (selected_BTK.clamp_min(0) + begin[:, None, None]).flatten(0, 1)
-        empty_PK = (selected_BTK < 0).flatten(0, 1)
-        self.empty_PK = empty_PK if bool(empty_PK.any()) else None
+        self.empty_PK = (selected_BTK < 0).flatten(0, 1)
+        self.has_empty = self.empty_PK.any(-1).tolist()
+        self.read_rows, self.made_rows = Workspace(keys_BSX), Workspace(keys_BSX)
 
     def pieces(self, chunk: slice) -> Iterator[slice]:
         """Cut a chunk of the P queries into pieces."""
@@ -34,14 +36,24 @@ class KeyGather:
         return slices(chunk.start, chunk.stop, size)
 
     def rows(self, piece: slice) -> tuple[Tensor, Tensor | None]:
-        """Return the gathered rows (P, K, X) and where there is none, bool (P, 1, K) or None."""
-        place_PK = self.place_PK[piece]
-        rows_PKX = self.table_SX.index_select(0, place_PK.flatten()).view(*place_PK.shape, -1)
-        return rows_PKX, None if self.empty_PK is None else self.empty_PK[piece, None]
+        """Return the gathered rows (P, K, X) and where there is none, bool (P, 1, K) or None.
 
-    def add_(self, sum_SX: Tensor, piece: slice, rows_PKX: Tensor) -> None:
-        """Add gathered rows (P, K, X) to where they came from; deterministic on a CPU."""
-        sum_SX.index_add_(0, self.place_PK[piece].flatten(), rows_PKX.flatten(0, 1).to(sum_SX.dtype))
+        The next call overwrites the rows.
+        """
+        place_PK = self.place_PK[piece]
+        rows_PKX = self.read_rows.lend(*place_PK.shape, self.table_SX.shape[1])
+        torch.index_select(self.table_SX, 0, place_PK.flatten(), out=rows_PKX.flatten(0, 1))
+        return rows_PKX, self.empty_PK[piece, None] if any(self.has_empty[piece]) else None
+
+    def add_product_(
+        self, sum_SX: Tensor, piece: slice, left_PKY: Tensor, right_PYX: Tensor
+    ) -> None:
+        """Add the rows of a product (P, K, X) to where they came from; deterministic on a CPU."""
+        rows_PKX = self.made_rows.lend(*left_PKY.shape[:2], right_PYX.shape[2])
+        torch.bmm(left_PKY, right_PYX, out=rows_PKX)
+        # int64 indices take a path that is two to four times as fast as that of int32 ones.
+        place = self.place_PK[piece].flatten().long()
+        sum_SX.index_add_(0, place, rows_PKX.flatten(0, 1).to(sum_SX.dtype))
 
 
 def slices(begin: int, end: int, size: int) -> Iterator[slice]:

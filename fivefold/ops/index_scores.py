@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fivefold.ops.workspace import Workspace
+
 _CACHE_NUMBERS = 2**21
 """Numbers of one block's largest tensor on a CPU: in fp32 8 MiB, which stay in a shared cache."""
 _DEVICE_NUMBERS = 2**27
@@ -90,11 +92,12 @@ def _within_documents(block: QueryBlock, documents_BS: Tensor) -> QueryBlock:
     return QueryBlock(block.begin, block.end, first, seen, hidden_BTS[..., first:])
 
 
-def match_keys(q_BTIJ: Tensor, key_BSJ: Tensor) -> Tensor:
-    """Return relu(q . k) of every head, (B, T, I, S)."""
+def match_keys(q_BTIJ: Tensor, key_BSJ: Tensor, workspace: Workspace) -> Tensor:
+    """Return relu(q . k) of every head, (B, T, I, S), lent by the workspace."""
     rows, queries, heads, width = q_BTIJ.shape
-    q_BXJ = q_BTIJ.reshape(rows, queries * heads, width)
-    return torch.bmm(q_BXJ, key_BSJ.mT).relu_().view(rows, queries, heads, -1)
+    match_BXS = workspace.lend(rows, queries * heads, key_BSJ.shape[1])
+    torch.bmm(q_BTIJ.reshape(rows, queries * heads, width), key_BSJ.mT, out=match_BXS)
+    return match_BXS.relu_().view(rows, queries, heads, -1)
 
 
 def weigh_heads(match_BTIS: Tensor, weight_BTI: Tensor) -> Tensor:
@@ -113,12 +116,14 @@ def reference(q_BTIJ: Tensor, key_BSJ: Tensor, weight_BTI: Tensor) -> Tensor:
     return scores_BTS.masked_fill(~before.tril(keys - queries), -torch.inf)
 
 
+@torch.no_grad()
 def index_scores(q_BTIJ: Tensor, key_BSJ: Tensor, weight_BTI: Tensor) -> Tensor:
     """Compute `reference` block by block, without gradient; all of one dtype, fp32 or wider."""
     rows, queries, heads, _ = q_BTIJ.shape
     scores_BTS = q_BTIJ.new_full((rows, queries, key_BSJ.shape[1]), -torch.inf)
+    workspace = Workspace(q_BTIJ)
     for block in query_blocks(queries, key_BSJ, heads):
-        match_BTIS = match_keys(q_BTIJ[:, block.queries], key_BSJ[:, block.keys])
+        match_BTIS = match_keys(q_BTIJ[:, block.queries], key_BSJ[:, block.keys], workspace)
         scores = weigh_heads(match_BTIS, weight_BTI[:, block.queries])
         scores_BTS[:, block.queries, block.keys] = block.hide_(scores, -torch.inf)
     return scores_BTS

@@ -13,6 +13,7 @@ context, and a third, transposed, the gradients of the gathered rows.
 Shapes here: P queries of all rows, X = C + R.
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -21,10 +22,7 @@ from torch.autograd.function import once_differentiable
 
 from fivefold.ops.attention import attend_absorbed
 from fivefold.ops.gather_keys import KeyGather, slices
-
-_CHUNK = 128
-"""Queries whose projections are made in one product a head; gathers run in smaller pieces."""
-
+from fivefold.ops.index_scores import block_numbers
 
 def reference(
     q_nope_BTHN: Tensor,
@@ -113,7 +111,7 @@ class _AttendGathered(torch.autograd.Function):
         gather = KeyGather(torch.cat([latent, rope], -1), selected)
         out_PHV = q_nope.new_empty(len(q_nope_PHN), heads, up_v_HVC.shape[1])
         shares_PK = torch.empty(gather.place_PK.shape, dtype=_wide(q_nope), device=q_nope.device)
-        for chunk in slices(0, len(q_nope_PHN), _CHUNK):
+        for chunk in _chunks(q_nope_PHN, gather):
             q_PHX = _absorb(q_nope_PHN[chunk], q_rope_PHR[chunk], up_k_HNC, scale)
             context_PHC = latent.new_empty(len(q_PHX), heads, latent.shape[2])
             for piece in gather.pieces(chunk):
@@ -142,7 +140,7 @@ class _AttendGathered(torch.autograd.Function):
         grad_rows_SX = torch.zeros_like(gather.table_SX, dtype=wide)
         grad_q_nope_PHN, grad_q_rope_PHR = torch.empty_like(q_nope_PHN), torch.empty_like(q_rope_PHR)
         grad_kv_b = torch.zeros_like(kv_b, dtype=wide)
-        for chunk in slices(0, len(q_nope_PHN), _CHUNK):
+        for chunk in _chunks(q_nope_PHN, gather):
             q_PHX = _absorb(q_nope_PHN[chunk], q_rope_PHR[chunk], up_k_HNC, ctx.scale)
             grad_out_HPV = grad_out_PHV[chunk].transpose(0, 1)
             grad_context_PHC = torch.bmm(grad_out_HPV, up_v_HVC).transpose(0, 1)
@@ -186,8 +184,7 @@ def _backward_chunk(
         slope_PHK -= p_PHK * slope_PHK.sum(-1, keepdim=True)
         products_PHK[:, :heads], products_PHK[:, heads:] = slope_PHK, p_PHK
         torch.bmm(products_PHK, rows_PKX, out=result_PHX[within])
-        grad_rows_PKX = torch.bmm(products_PHK.mT, stacked_PHX[within])
-        gather.add_(grad_rows_SX, piece, grad_rows_PKX)
+        gather.add_product_(grad_rows_SX, piece, products_PHK.mT, stacked_PHX[within])
     return result_PHX
 
 
@@ -195,6 +192,13 @@ def _absorb(q_nope_PHN: Tensor, q_rope_PHR: Tensor, up_k_HNC: Tensor, scale: flo
     """Return scaled queries over the latent and the rotated key, (P, H, X)."""
     q_latent_PHC = torch.bmm(q_nope_PHN.transpose(0, 1), up_k_HNC).transpose(0, 1)
     return torch.cat([q_latent_PHC, q_rope_PHR], -1).mul_(scale)
+
+
+def _chunks(q_PHN: Tensor, gather: KeyGather) -> Iterator[slice]:
+    """Cut the queries whose projections are made in one product a head."""
+    queries, heads, _ = q_PHN.shape
+    numbers = 2 * heads * gather.table_SX.shape[1]
+    return slices(0, queries, max(block_numbers(q_PHN.device) // numbers, 1))
 
 
 def _softmax(scores_PHK: Tensor, empty_P1K: Tensor | None) -> Tensor:

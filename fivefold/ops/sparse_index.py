@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fivefold.ops import index_scores, select_topk
 from fivefold.ops.index_scores import QueryBlock, match_keys, query_blocks, weigh_heads
+from fivefold.ops.workspace import Workspace
 
 
 def reference(
@@ -47,11 +48,12 @@ def sparse_index(
     rows, queries, heads, _ = q_BTIJ.shape
     k = min(k, key_BSJ.shape[1])
     kept_BTK = torch.full((rows, queries, k), -1, dtype=torch.int32, device=q_BTIJ.device)
+    workspace = Workspace(q_BTIJ)
     for block in query_blocks(queries, key_BSJ, heads, documents_BS):
         if block.seen - block.first <= k:
             chosen_BTK = _all_visible(block, kept_BTK)
         else:
-            match_BTIS = match_keys(q_BTIJ[:, block.queries], key_BSJ[:, block.keys])
+            match_BTIS = match_keys(q_BTIJ[:, block.queries], key_BSJ[:, block.keys], workspace)
             scores_BTS = weigh_heads(match_BTIS, weight_BTI[:, block.queries])
             chosen_BTK = select_topk.select_topk(block.hide_(scores_BTS, -torch.inf), k)
         if block.first:

@@ -74,11 +74,11 @@ def language_loss(
     batch = make_batch(part, depths, device)
     denominators = torch.tensor(label_counts(whole, depths), device=device).clamp_min(1)
     around = model.surroundings(batch.positions_BT, batch.documents_BT)
-    hidden_BTD, main_routing = model(batch.ids_BT, around=around)
+    hidden_BTD, main_routing, _ = model(batch.ids_BT, around=around)
     states, mtp_routing = [hidden_BTD], []
     for ahead_BT in batch.ahead_BT:
         assert model.mtp is not None, "MTP labels need an MTP layer"
-        state_BTD, routing = model.mtp(states[-1], model.embed_tokens(ahead_BT), around)
+        state_BTD, routing, _ = model.mtp(states[-1], model.embed_tokens(ahead_BT), around)
         states.append(state_BTD)
         mtp_routing += [] if routing is None else [routing]
     scale = torch.tensor([1.0] + [mtp_weight / max(depths, 1)] * depths, device=device)

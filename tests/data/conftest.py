@@ -4,6 +4,13 @@ from pathlib import Path
 import pytest
 from data_builder import deb_bytes, silent_track
 
+from fivefold.data.document import read_documents
+from fivefold.text.bpe import train_tokenizer
+from fivefold.text.config import TokenizerConfig
+from fivefold.text.tokenizer import Tokenizer
+
+PLAYS = Path(__file__).parents[1] / "fixtures" / "text" / "plays.jsonl"
+
 
 @pytest.fixture
 def track():
@@ -18,3 +25,9 @@ def make_deb(tmp_path: Path) -> Callable[..., Path]:
         return path
 
     return build
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> Tokenizer:
+    texts = [document.text for document in read_documents(PLAYS)]
+    return Tokenizer(train_tokenizer(texts, TokenizerConfig(vocab_size=1024)))

@@ -49,5 +49,11 @@ def test_impossible_contexts_are_refused(contexts):
         validate(TokensConfig, {"contexts": contexts}, where="tokens")
 
 
+@pytest.mark.parametrize("fields", [{"long_contexts": [64]}, {"planted": {"contexts": [64]}}])
+def test_derived_sources_of_other_contexts_are_refused(fields):
+    with pytest.raises(ConfigError, match="64"):
+        validate(TokensConfig, {"contexts": [32], **fields}, where="tokens")
+
+
 def test_cache_directory_does_not_change_what_is_made():
     assert hash_config(CorpusConfig(cache_dir="a")) == hash_config(CorpusConfig(cache_dir="b"))

@@ -12,6 +12,7 @@ from fivefold.data.packing import (
     cut_documents,
     load_pack,
     pack_documents,
+    pack_long_pieces,
     save_pack,
 )
 from fivefold.errors import CorruptFileError, MismatchError, MissingFileError
@@ -143,3 +144,14 @@ def test_damaged_or_missing_pack_is_reported(tmp_path: Path):
         path.write_bytes(whole[:kept])
         with pytest.raises(CorruptFileError):
             load_pack(path, "hash")
+
+
+@given(lengths=LENGTHS, context=st.integers(2, 20), share=st.floats(0.1, 1))
+def test_long_pack_holds_exactly_the_long_pieces(lengths, context, share):
+    smallest = share * context
+    pack = pack_long_pieces(np.array(lengths, dtype=np.int64), context, smallest)
+    cut = zip(*cut_documents(np.array(lengths, dtype=np.int64), context), strict=True)
+    packed = zip(pack.document, pack.start, pack.length, strict=True)
+    assert sorted(packed) == sorted(piece for piece in cut if piece[2] >= smallest)
+    used = [pack.length[a:b].sum() for a, b in itertools.pairwise(pack.pointer)]
+    assert all(smallest <= tokens <= context + 1 for tokens in used)

@@ -91,6 +91,31 @@ def test_long_text_becomes_several_documents(paragraphs, tmp_path_factory):
     assert dropped or sum(len(d.text.split()) for d in documents) == len(text.split())
 
 
+def test_parts_of_a_text_are_on_one_side(tmp_path: Path):
+    for number in range(12):
+        paragraphs = [SENTENCE.format(f"{number}.{k}") * 6 for k in range(5)]
+        (tmp_path / f"{number}.txt").write_text("\n\n".join(paragraphs))
+    inputs = user_inputs((str(tmp_path),))
+    settings = CorpusConfig(
+        profile="files", files=("x",), max_document_characters=1000, heldout_share=0.3
+    )
+    corpus = build_corpus(inputs, settings, tmp_path / "out")
+    sides = [
+        {document.meta["part_of"] for document in read_documents(path)}
+        for path in (corpus.train, corpus.heldout)
+    ]
+    assert not sides[0] & sides[1]
+    assert len(sides[1]) == 3
+
+
+def test_foreign_meta_does_not_disturb_the_split(tmp_path: Path):
+    row = '{"id": "%d", "text": "' + SENTENCE * 4 + '%d", "meta": {"part_of": [1], "part": "x"}}\n'
+    (tmp_path / "rows.jsonl").write_text("".join(row % (n, n) for n in range(30)))
+    inputs = user_inputs((str(tmp_path / "rows.jsonl"),))
+    corpus = build_corpus(inputs, config(), tmp_path / "out")
+    assert 0 < sum(1 for _ in read_documents(corpus.heldout)) <= 3
+
+
 def test_repeated_ids_are_counted(tmp_path: Path):
     row = '{"id": "same", "text": "' + SENTENCE * 4 + '%d"}\n'
     (tmp_path / "rows.jsonl").write_text(row % 1 + row % 2)

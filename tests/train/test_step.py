@@ -57,12 +57,13 @@ def test_loss_equals_whole_logits_and_its_gradient() -> None:
     model.zero_grad()
     batch = make_batch(ROWS, 3, "cpu")
     around = model.surroundings(batch.positions_BT, batch.documents_BT)
-    state, routed = model(batch.ids_BT, around=around)
+    state, routed, _ = model(batch.ids_BT, around=around)
     parts = []
     for depth in range(4):
         if depth:
             assert model.mtp is not None
-            state, routing = model.mtp(state, model.embed_tokens(batch.ahead_BT[depth - 1]), around)
+            ahead = model.embed_tokens(batch.ahead_BT[depth - 1])
+            state, routing, _ = model.mtp(state, ahead, around)
             routed = [*routed, routing]
         logits = model.lm_head(state).flatten(0, 1)
         parts.append(

@@ -1,0 +1,111 @@
+"""What all layers of one forward share: rotations, who sees whom, the cache, what the indexer does.
+
+A packed row's documents do not see each other. Up to `WHOLE_MASK_TOKENS` that is a mask; beyond, a
+mask of queries x keys is what sparse attention exists to avoid, and documents are attended one by
+one (dense) or told to the selection (sparse).
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from fivefold.models.cache import LatentCache
+from fivefold.ops.attention_cost import gather_is_faster
+
+WHOLE_MASK_TOKENS = 2048
+"""Longest row for which a mask of queries x keys may exist."""
+
+IndexerMode = Literal["frozen", "warm_up", "sparse", "probe"]
+"""What the indexers do in a forward.
+
+- `frozen`: they select, without gradient (pre-training, RL, inference).
+- `warm_up`: attention stays dense and they learn from it over all keys.
+- `sparse`: they select, and learn on what they selected.
+- `probe`: attention stays dense; their loss and the mass that they would keep are measured.
+"""
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """Shared by the layers of one forward."""
+
+    turn_BTR: Tensor
+    """Rotation of each query's position, complex (B, T, R / 2)."""
+    queries: int
+    """Tokens of this forward."""
+    documents_BT: Tensor | None
+    """Document of each token of a packed row, -1 for padding; None: one document a row."""
+    visible_BTS: Tensor | None
+    """Keys of each query as a mask; None: causal, or one query that sees all, or too long."""
+    segments: list[tuple[int, int, int]] | None
+    """Row, begin and end of each document, where the rows are too long for a mask."""
+    cache: LatentCache | None
+    """Keys of earlier tokens; None: the queries' own keys are all there are."""
+    absorbed: bool
+    """Run attention over the latent instead of expanded heads."""
+    indexer: IndexerMode
+    """What the indexers do."""
+
+    @property
+    def keys(self) -> int:
+        """Keys of the last query."""
+        return self.queries + (self.cache.length_tokens if self.cache is not None else 0)
+
+    @property
+    def index_learns(self) -> bool:
+        """Is a loss of the indexers wanted?"""
+        return self.indexer != "frozen"
+
+    @property
+    def is_dense(self) -> bool:
+        """Does attention see every visible key whatever the indexers say?"""
+        return self.indexer in ("warm_up", "probe")
+
+    @property
+    def probes(self) -> bool:
+        """Is the mass of attention that a selection holds wanted?"""
+        return self.indexer == "probe"
+
+    def gathers(self, topk: int) -> bool:
+        """Does attention gather the selected keys, rather than mask the others?"""
+        if self.indexer == "sparse" or self.keys > WHOLE_MASK_TOKENS:
+            return True
+        return gather_is_faster(self.queries, self.keys, topk)
+
+
+def make_surroundings(
+    turn_BTR: Tensor,
+    documents_BT: Tensor | None,
+    cache: LatentCache | None,
+    *,
+    queries: int,
+    absorbed: bool,
+    indexer: IndexerMode,
+) -> Surroundings:
+    """Work out who sees whom."""
+    assert documents_BT is None or cache is None, "packed rows have no cache"
+    visible_BTS, segments = None, None
+    if documents_BT is not None and queries <= WHOLE_MASK_TOKENS:
+        visible_BTS = (documents_BT[:, :, None] == documents_BT[:, None]).tril()
+    elif documents_BT is not None:
+        segments = _segments(documents_BT)
+    elif cache is not None and queries > 1 and cache.length_tokens:
+        keys = torch.arange(cache.length_tokens + queries, device=turn_BTR.device)
+        visible_BTS = (keys <= keys[cache.length_tokens :, None])[None]
+    return Surroundings(
+        turn_BTR, queries, documents_BT, visible_BTS, segments, cache, absorbed, indexer
+    )
+
+
+def _segments(documents_BT: Tensor) -> list[tuple[int, int, int]]:
+    """Return row, begin and end of each run of one document, padding included."""
+    segments = []
+    for row, documents in enumerate(documents_BT.tolist()):
+        begin = 0
+        for end in range(1, len(documents) + 1):
+            if end == len(documents) or documents[end] != documents[begin]:
+                segments.append((row, begin, end))
+                begin = end
+    return segments
