@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from fivefold.artifact import read_json
-from fivefold.data.config import LONG, PLANTED
+from fivefold.data.config import LONG
 from fivefold.data.packing import Pack, load_pack
 from fivefold.data.token_file import TokenFile, open_token_file
 from fivefold.errors import ConfigError, MissingFileError
@@ -56,7 +56,7 @@ def open_derived(
         CorruptFileError, MismatchError: files are damaged or do not belong together.
     """
     summary, folder = read_summary(directory), directory / split
-    made = {LONG: summary["long"], PLANTED: summary["planted"]}[group]
+    made = summary.get(group, {})
     if split not in made.get(str(context_tokens), {}):
         key = "tokens.long_contexts" if group == LONG else "tokens.planted.contexts"
         raise ConfigError(

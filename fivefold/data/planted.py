@@ -5,7 +5,8 @@ long contexts and sparse attention are for. The law of distances: the text is di
 equal parts as facts are asked for, and each part holds one of them, uniformly; so all depths are
 equally likely and every document spans the context. Each distractor stands uniformly between its
 fact and the end of the text, so the last value given for an attribute is never the one asked for.
-Depths are rounded to the nearest end of a sentence or line. Questions come in random order.
+Depths are rounded to the nearest end of a sentence or line. The order of the
+questions tells nothing of the depths.
 """
 
 import itertools
@@ -30,14 +31,12 @@ class Plan:
     """What one document plants; depths are shares of its text, from 0 at its beginning to 1."""
 
     facts: list[Fact]
-    """Those that are asked for."""
+    """Those that are asked for, in the order of their questions."""
     depths: list[float]
     distractors: list[list[Fact]]
     """Of each fact."""
     distractor_depths: list[list[float]]
     """Of each fact's distractors, each deeper than the fact."""
-    order: list[int]
-    """Numbers of the facts in the order of their questions."""
 
 
 def planted_document_count(config: PlantedConfig, context_tokens: int, split: str) -> int:
@@ -131,8 +130,7 @@ def _make_plan(
         [depth + (1 - depth) * random.random() for _ in others]
         for depth, others in zip(depths, distractors, strict=True)
     ]
-    order = random.permutation(len(facts)).tolist()
-    return Plan(facts, depths, distractors, behind, order), used
+    return Plan(facts, depths, distractors, behind), used
 
 
 def compose(
@@ -167,9 +165,8 @@ def compose(
         parts += pieces
         length += sum(map(len, pieces))
     accounts: list[dict[str, Any]] = []
-    for place, number in enumerate(plan.order):
-        fact = plan.facts[number]
-        separator = "\n" if place else "\n\n"
+    for number, fact in enumerate(plan.facts):
+        separator = "\n" if number else "\n\n"
         question = length + len(separator)
         accounts.append(
             {

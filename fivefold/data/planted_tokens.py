@@ -1,7 +1,8 @@
 """Documents with planted facts as token files, with the places of the answers beside them.
 
-    train/planted.bin/.idx/.json and planted.CONTEXT.npz, heldout/ likewise
-    heldout/planted.answers.json: for each document, where answers and planted values lie
+    planted.bin/.idx/.json   the tokens of a split
+    planted.CONTEXT.npz      the rows of a context
+    planted.answers.json     for each document, where answers and planted values lie
 
 One token file holds the documents of all contexts; the pack of a context has those made for it.
 """
@@ -23,7 +24,7 @@ from fivefold.data.packed_source import open_derived
 from fivefold.data.packing import Pack, pack_documents, save_pack
 from fivefold.data.planted import plant_documents, planted_document_count
 from fivefold.data.token_file import TokenManifest, write_token_file
-from fivefold.errors import CorruptFileError, MismatchError
+from fivefold.errors import CorruptFileError, MismatchError, MissingFileError
 from fivefold.stage import ProgressTask, Track
 from fivefold.text.tokenizer import Tokenizer
 
@@ -66,13 +67,13 @@ def tokenise_planted(
     counts = {c: planted_document_count(config, c, split) for c in config.contexts}
     needed = sum(context * count for context, count in counts.items())
     haystack = read_haystack(documents, needed, max(config.contexts), tokenizer, config.seed)
-    planted: list[Document] = []
+    examples: dict[int, Document] = {}
     accounts: list[dict[str, Any]] = []
     with track(f"plant facts {split}", sum(counts.values()), "documents") as task:
         stream = plant_documents(haystack, config, split, tokenizer)
         manifest = write_token_file(
             out / PLANTED,
-            _framed(stream, tokenizer, planted, accounts, task),
+            _framed(stream, tokenizer, examples, accounts, task),
             vocab_size=tokenizer.vocab_size,
             tokenizer_hash=tokenizer.content_hash,
             source=PLANTED,
@@ -82,23 +83,23 @@ def tokenise_planted(
         out / f"{PLANTED}.answers.json",
         {"tokens_sha256": manifest.sha256, "documents": accounts},
     )
-    longest = max(config.contexts)
-    example = next(d for d in planted if d.meta["context_tokens"] == longest)
-    return PlantedTokens(manifest, packs, accounts, example, int(haystack.tokens.sum()))
+    return PlantedTokens(
+        manifest, packs, accounts, examples[max(examples)], int(haystack.tokens.sum())
+    )
 
 
 def _framed(
     stream: Iterator[Document],
     tokenizer: Tokenizer,
-    planted: list[Document],
+    examples: dict[int, Document],
     accounts: list[dict[str, Any]],
     task: ProgressTask,
 ) -> Iterator[list[int]]:
-    """Yield framed ids; append each document and its account to the two lists."""
+    """Yield framed ids; append each document's account, keep the first of each context."""
     token_bytes = tokenizer.token_bytes()
     for document in stream:
         ids = tokenizer.frame_document(tokenizer.encode(document.text))
-        planted.append(document)
+        examples.setdefault(document.meta["context_tokens"], document)
         accounts.append(locate_answers(document, ids, token_bytes))
         task.advance()
         yield ids
@@ -169,10 +170,17 @@ def read_planted_rows(directory: Path, context_tokens: int, pad_id: int) -> Plan
 
     Raises:
         ConfigError: none were planted for the context.
-        CorruptFileError, MismatchError: the answers are damaged or belong to other tokens.
+        MissingFileError, CorruptFileError, MismatchError: the answers are not there, are damaged,
+            or belong to other tokens.
     """
     (source,) = open_derived(directory, context_tokens, PLANTED, "heldout")
     path = directory / "heldout" / f"{PLANTED}.answers.json"
+    if not path.is_file():
+        raise MissingFileError(
+            expected=f"the places of planted answers in `{path}`",
+            found="no such file",
+            fix="Make the token files again: run the recipe with `--fresh --only tokens`",
+        )
     is_answer = np.zeros(len(source.tokens.ids), dtype=np.int32)
     try:
         answers = json.loads(path.read_text(encoding="utf-8"))
@@ -181,7 +189,7 @@ def read_planted_rows(directory: Path, context_tokens: int, pad_id: int) -> Plan
             for fact in document["facts"]:
                 first = int(start) + fact["answer_token"]
                 is_answer[first : first + fact["answer_tokens"]] = 1
-    except (OSError, ValueError, LookupError, TypeError) as error:
+    except (ValueError, LookupError, TypeError) as error:
         raise CorruptFileError(
             expected=f"the places of planted answers in `{path}`",
             found=f"{type(error).__name__}: {error}",

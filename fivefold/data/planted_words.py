@@ -37,7 +37,7 @@ PLACES = (
 
 FIRST_NAMES = (
     *("Agnes", "Boris", "Clara", "Dmitri", "Edith", "Felix", "Greta", "Hugo", "Irena", "Jonas"),
-    *("Karin", "Lorenz", "Marta", "Nils", "Olga", "Pavel", "Rosa", "Stefan", "Tilda", "Ursula"),
+    *("Karin", "Lorenz", "Marta", "Nils", "Olga", "Pavel", "Rosa", "Stefan", "Thea", "Ursula"),
     *("Viktor", "Wanda", "Yusuf", "Zora", "Anton", "Beatrice", "Conrad", "Dora", "Emil", "Flora"),
     *("Gustav", "Helga", "Ivan", "Judith", "Klaus", "Lydia", "Matthias", "Nadia", "Oskar", "Petra"),
 )

@@ -62,7 +62,6 @@ class Indexer(nn.Module):
         self.heads = config.index_n_heads
         self.head_dim = config.index_head_dim
         self.rope_dim = config.qk_rope_head_dim
-        self.topk = config.index_topk
         self.rotate = rotate_pairs if config.indexer_rope_interleave else rotate_halves
         self.wq_b = Linear(config.q_lora_rank, self.heads * self.head_dim)
         self.wk = Linear(config.hidden_size, self.head_dim)

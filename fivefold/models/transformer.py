@@ -110,6 +110,19 @@ class Transformer(nn.Module):
         self.rotary_factor = inverse_frequencies(config.rope_parameters, config.qk_rope_head_dim)[1]
         self.register_buffer("speeds_R", self.rotary_speeds(config), persistent=False)
 
+    def set_rope_theta(self, rope_theta: float) -> None:
+        """Change the rotary base, in the config too; weights stay as they are."""
+        parameters = {**self.config.rope_parameters, "rope_theta": rope_theta}
+        self.config = self.config.model_copy(update={"rope_parameters": parameters})
+        self.speeds_R = self.rotary_speeds(self.config).to(self.speeds_R.device)
+
+    def set_index_topk(self, index_topk: int) -> None:
+        """Change how many keys every query keeps, in the config too; weights stay as they are."""
+        self.config = self.config.model_copy(update={"index_topk": index_topk})
+        for module in self.modules():
+            if isinstance(module, LatentAttention):
+                module.topk = index_topk
+
     @staticmethod
     def rotary_speeds(config: ModelConfig) -> Tensor:
         """Return the angular speed of each rotary channel pair, fp32 of (R / 2,)."""

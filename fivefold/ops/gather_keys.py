@@ -11,8 +11,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from fivefold.ops.index_scores import block_numbers
-from fivefold.ops.workspace import Workspace
+from fivefold.ops.workspace import Workspace, block_numbers, slices
 
 
 class KeyGather:
@@ -31,9 +30,11 @@ class KeyGather:
     def pieces(self, chunk: slice) -> Iterator[slice]:
         """Cut a chunk of the P queries into pieces."""
         numbers = self.place_PK.shape[1] * self.table_SX.shape[1]
-        # A piece and the gradients of its rows are in use together.
+        # The rows of a piece and their gradients are in use together.
         size = max(block_numbers(self.table_SX.device) // (2 * numbers), 1)
-        return slices(chunk.start, chunk.stop, size)
+        # A batched product deals whole queries to threads.
+        threads = torch.get_num_threads()
+        return slices(chunk.start, chunk.stop, size - size % threads if size > threads else size)
 
     def rows(self, piece: slice) -> tuple[Tensor, Tensor | None]:
         """Return the gathered rows (P, K, X) and where there is none, bool (P, 1, K) or None.
@@ -55,8 +56,3 @@ class KeyGather:
         place = self.place_PK[piece].flatten().long()
         sum_SX.index_add_(0, place, rows_PKX.flatten(0, 1).to(sum_SX.dtype))
 
-
-def slices(begin: int, end: int, size: int) -> Iterator[slice]:
-    """Cut `begin` to `end` into slices of `size`, the last one shorter."""
-    for start in range(begin, end, size):
-        yield slice(start, min(start + size, end))

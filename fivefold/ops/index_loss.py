@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from fivefold.ops.gather_keys import KeyGather
 from fivefold.ops.index_scores import QueryBlock, match_keys, query_blocks, weigh_heads
 from fivefold.ops.select_topk import largest, selection_mask
+from fivefold.ops.workspace import Workspace
 
 
 class AttentionMass(NamedTuple):
@@ -105,12 +106,16 @@ def dense_index_loss(
     total = torch.zeros((), dtype=q_BTIJ.dtype, device=q_BTIJ.device)
     queries = torch.zeros((), dtype=torch.int64, device=q_BTIJ.device)
     mass_3 = total.new_zeros(3)
+    workspace = Workspace(q_BTIJ)
     with torch.no_grad():
         q_BHTQ, k_BHQS = q_BTHQ.transpose(1, 2), k_BSHQ.permute(0, 2, 3, 1)
         for block in query_blocks(q_BTIJ.shape[1], key_BSJ, q_BTIJ.shape[2], documents_BS):
             target_BTS = _target(q_BHTQ, k_BHQS, scale, block, q_BTIJ.dtype)
             part = _Part(
-                q_BTIJ[:, block.queries], key_BSJ[:, block.keys], weight_BTI[:, block.queries]
+                q_BTIJ[:, block.queries],
+                key_BSJ[:, block.keys],
+                weight_BTI[:, block.queries],
+                workspace,
             )
             block.hide_(part.scores_GTS, -torch.inf)
             if k is not None:
@@ -119,9 +124,10 @@ def dense_index_loss(
             total += kl
             queries += counted
             if gradients is not None:
-                d_q, d_key, gradients.weight[:, block.queries] = part.gradients(slope_BTS)
+                d_q, d_weight, pull_BSX, weighed_BXJ = part.gradients(slope_BTS)
                 gradients.q[:, block.queries] = d_q
-                gradients.key[:, block.keys] += d_key
+                gradients.weight[:, block.queries] = d_weight
+                gradients.key[:, block.keys] += torch.bmm(pull_BSX, weighed_BXJ)
     if gradients is not None:
         total = _KnownGradients.apply(total, gradients, q_BTIJ, key_BSJ, weight_BTI)
     return IndexLoss(total, queries, None if k is None else AttentionMass(*mass_3))
@@ -143,23 +149,24 @@ def selected_index_loss(
     gradients = _Gradients.wanted(q_BTIJ, key_BSJ, weight_BTI)
     total = torch.zeros((), dtype=q_BTIJ.dtype, device=q_BTIJ.device)
     queries = torch.zeros((), dtype=torch.int64, device=q_BTIJ.device)
+    workspace = Workspace(q_BTIJ)
     with torch.no_grad():
         gather = KeyGather(key_BSJ, selected_BTK)
         q_P1IJ, weight_P1I = q_BTIJ.flatten(0, 1)[:, None], weight_BTI.flatten(0, 1)[:, None]
         target_P1K = target_BTK.flatten(0, 1)[:, None].to(q_BTIJ.dtype)
         for piece in gather.pieces(slice(0, len(q_P1IJ))):
             key_PKJ, empty_P1K = gather.rows(piece)
-            part = _Part(q_P1IJ[piece], key_PKJ, weight_P1I[piece])
+            part = _Part(q_P1IJ[piece], key_PKJ, weight_P1I[piece], workspace)
             if empty_P1K is not None:
                 part.scores_GTS.masked_fill_(empty_P1K, -torch.inf)
             kl, counted, slope_P1K = _compare(part.scores_GTS, target_P1K[piece])
             total += kl
             queries += counted
             if gradients is not None:
-                d_q, d_key, d_weight = part.gradients(slope_P1K)
+                d_q, d_weight, pull_PKX, weighed_PXJ = part.gradients(slope_P1K)
                 gradients.q.flatten(0, 1)[piece] = d_q[:, 0]
                 gradients.weight.flatten(0, 1)[piece] = d_weight[:, 0]
-                gather.add_(gradients.key.flatten(0, 1), piece, d_key)
+                gather.add_product_(gradients.key.flatten(0, 1), piece, pull_PKX, weighed_PXJ)
     if gradients is not None:
         total = _KnownGradients.apply(total, gradients, q_BTIJ, key_BSJ, weight_BTI)
     return IndexLoss(total, queries)
@@ -168,13 +175,18 @@ def selected_index_loss(
 class _Part:
     """Index scores of some queries, and the way back from their gradients."""
 
-    def __init__(self, q_GTIJ: Tensor, key_GSJ: Tensor, weight_GTI: Tensor) -> None:
+    def __init__(
+        self, q_GTIJ: Tensor, key_GSJ: Tensor, weight_GTI: Tensor, workspace: Workspace
+    ) -> None:
         self.q_GTIJ, self.key_GSJ, self.weight_GTI = q_GTIJ, key_GSJ, weight_GTI
-        self.match_GTIS = match_keys(q_GTIJ, key_GSJ)
+        self.match_GTIS = match_keys(q_GTIJ, key_GSJ, workspace)
         self.scores_GTS = weigh_heads(self.match_GTIS, weight_GTI)
 
-    def gradients(self, slope_GTS: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the gradients of queries, keys and weights; the matches are spent."""
+    def gradients(self, slope_GTS: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return the gradients of queries and weights, and the two factors of the keys'.
+
+        The matches are spent.
+        """
         match_XIS = self.match_GTIS.flatten(0, 1)
         slope_XS1 = slope_GTS.reshape(len(match_XIS), -1, 1)
         d_weight_GTI = torch.bmm(match_XIS, slope_XS1).view_as(self.weight_GTI)
@@ -182,8 +194,7 @@ class _Part:
         pull_GXS = self.match_GTIS.sign_().mul_(slope_GTS[:, :, None]).flatten(1, 2)
         d_q_GTIJ = torch.bmm(pull_GXS, self.key_GSJ).view_as(self.q_GTIJ)
         weighed_GXJ = (self.q_GTIJ * self.weight_GTI[..., None]).flatten(1, 2)
-        d_key_GSJ = torch.bmm(pull_GXS.mT, weighed_GXJ)
-        return d_q_GTIJ * self.weight_GTI[..., None], d_key_GSJ, d_weight_GTI
+        return d_q_GTIJ * self.weight_GTI[..., None], d_weight_GTI, pull_GXS.mT, weighed_GXJ
 
 
 def _compare(scores_GTS: Tensor, target_GTS: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -13,12 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fivefold.ops.workspace import Workspace
+from fivefold.ops.workspace import Workspace, block_numbers, slices
 
-_CACHE_NUMBERS = 2**21
-"""Numbers of one block's largest tensor on a CPU: in fp32 8 MiB, which stay in a shared cache."""
-_DEVICE_NUMBERS = 2**27
-"""The same elsewhere, where few large kernels are better and memory is the bound: 512 MiB."""
 _MOST_QUERIES = 128
 """Queries of a block at most: a larger one scores more keys after the query in vain."""
 
@@ -48,11 +44,6 @@ class QueryBlock:
         """Overwrite what cannot be seen in (B, T of the block, S of the block); returns it."""
         scores_BTS[..., -self.hidden_BTX.shape[-1] :].masked_fill_(self.hidden_BTX, value)
         return scores_BTS
-
-
-def block_numbers(device: torch.device) -> int:
-    """Return how many numbers the largest tensor of one block of work may have."""
-    return _CACHE_NUMBERS if device.type == "cpu" else _DEVICE_NUMBERS
 
 
 def query_blocks(
@@ -100,11 +91,33 @@ def match_keys(q_BTIJ: Tensor, key_BSJ: Tensor, workspace: Workspace) -> Tensor:
     return match_BXS.relu_().view(rows, queries, heads, -1)
 
 
-def weigh_heads(match_BTIS: Tensor, weight_BTI: Tensor) -> Tensor:
-    """Return the heads' weighted sum, (B, T, S)."""
+def weigh_heads(match_BTIS: Tensor, weight_BTI: Tensor, out_BTS: Tensor | None = None) -> Tensor:
+    """Return the heads' weighted sum, (B, T, S); `out_BTS` is contiguous."""
     rows, queries, heads, keys = match_BTIS.shape
     weight_X1I = weight_BTI.reshape(rows * queries, 1, heads)
-    return torch.bmm(weight_X1I, match_BTIS.flatten(0, 1)).view(rows, queries, keys)
+    out_X1S = None if out_BTS is None else out_BTS.view(rows * queries, 1, keys)
+    result_X1S = torch.bmm(weight_X1I, match_BTIS.flatten(0, 1), out=out_X1S)
+    return result_X1S.view(rows, queries, keys)
+
+
+class KeyScorer:
+    """Scores blocks of queries in memory of its own; a block overwrites the one before."""
+
+    def __init__(self, like: Tensor) -> None:
+        """Score tensors of the dtype and device of `like`."""
+        self._matches, self._scores = Workspace(like), Workspace(like)
+
+    def scores(self, q_BTIJ: Tensor, key_BSJ: Tensor, weight_BTI: Tensor) -> Tensor:
+        """Return the scores of all pairs, (B, T, S); matches exist for a few queries at a time."""
+        rows, queries, heads, _ = q_BTIJ.shape
+        keys = key_BSJ.shape[1]
+        scores_BTS = self._scores.lend(rows, queries, keys)
+        size = max(block_numbers(q_BTIJ.device) // (heads * keys), 1)
+        for row in slices(0, rows, 1):
+            for part in slices(0, queries, size):
+                match_BTIS = match_keys(q_BTIJ[row, part], key_BSJ[row], self._matches)
+                weigh_heads(match_BTIS, weight_BTI[row, part], scores_BTS[row, part])
+        return scores_BTS
 
 
 def reference(q_BTIJ: Tensor, key_BSJ: Tensor, weight_BTI: Tensor) -> Tensor:
@@ -119,11 +132,12 @@ def reference(q_BTIJ: Tensor, key_BSJ: Tensor, weight_BTI: Tensor) -> Tensor:
 @torch.no_grad()
 def index_scores(q_BTIJ: Tensor, key_BSJ: Tensor, weight_BTI: Tensor) -> Tensor:
     """Compute `reference` block by block, without gradient; all of one dtype, fp32 or wider."""
-    rows, queries, heads, _ = q_BTIJ.shape
+    rows, queries, _, _ = q_BTIJ.shape
     scores_BTS = q_BTIJ.new_full((rows, queries, key_BSJ.shape[1]), -torch.inf)
-    workspace = Workspace(q_BTIJ)
-    for block in query_blocks(queries, key_BSJ, heads):
-        match_BTIS = match_keys(q_BTIJ[:, block.queries], key_BSJ[:, block.keys], workspace)
-        scores = weigh_heads(match_BTIS, weight_BTI[:, block.queries])
+    scorer = KeyScorer(q_BTIJ)
+    for block in query_blocks(queries, key_BSJ, 1):
+        scores = scorer.scores(
+            q_BTIJ[:, block.queries], key_BSJ[:, block.keys], weight_BTI[:, block.queries]
+        )
         scores_BTS[:, block.queries, block.keys] = block.hide_(scores, -torch.inf)
     return scores_BTS

@@ -21,8 +21,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from fivefold.ops.attention import attend_absorbed
-from fivefold.ops.gather_keys import KeyGather, slices
-from fivefold.ops.index_scores import block_numbers
+from fivefold.ops.gather_keys import KeyGather
+from fivefold.ops.workspace import block_numbers, slices
 
 def reference(
     q_nope_BTHN: Tensor,

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from fivefold.ops import index_scores, select_topk
-from fivefold.ops.index_scores import QueryBlock, match_keys, query_blocks, weigh_heads
-from fivefold.ops.workspace import Workspace
+from fivefold.ops.index_scores import KeyScorer, QueryBlock, query_blocks
 
 
 def reference(
@@ -45,16 +44,17 @@ def sparse_index(
     place, -1 for padding: a query chooses from its own document, padding chooses nothing. None:
     one document a row. Scores take the inputs' one dtype, fp32 or wider. No gradient.
     """
-    rows, queries, heads, _ = q_BTIJ.shape
+    rows, queries, _, _ = q_BTIJ.shape
     k = min(k, key_BSJ.shape[1])
     kept_BTK = torch.full((rows, queries, k), -1, dtype=torch.int32, device=q_BTIJ.device)
-    workspace = Workspace(q_BTIJ)
-    for block in query_blocks(queries, key_BSJ, heads, documents_BS):
+    scorer = KeyScorer(q_BTIJ)
+    for block in query_blocks(queries, key_BSJ, 1, documents_BS):
         if block.seen - block.first <= k:
             chosen_BTK = _all_visible(block, kept_BTK)
         else:
-            match_BTIS = match_keys(q_BTIJ[:, block.queries], key_BSJ[:, block.keys], workspace)
-            scores_BTS = weigh_heads(match_BTIS, weight_BTI[:, block.queries])
+            scores_BTS = scorer.scores(
+                q_BTIJ[:, block.queries], key_BSJ[:, block.keys], weight_BTI[:, block.queries]
+            )
             chosen_BTK = select_topk.select_topk(block.hide_(scores_BTS, -torch.inf), k)
         if block.first:
             chosen_BTK = torch.where(chosen_BTK < 0, chosen_BTK, chosen_BTK + block.first)

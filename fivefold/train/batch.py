@@ -32,8 +32,13 @@ def label_counts(rows: Rows, depths: int) -> list[int]:
     return [int(_continues(rows.document, depth + 1).sum()) for depth in range(depths + 1)]
 
 
-def make_batch(rows: Rows, depths: int, device: str | torch.device) -> Batch:
-    """Build the tensors of `rows` for next-token prediction and `depths` MTP depths."""
+def make_batch(
+    rows: Rows, depths: int, device: str | torch.device, *, keeps_padding: bool = False
+) -> Batch:
+    """Build the tensors of `rows` for next-token prediction and `depths` MTP depths.
+
+    `keeps_padding` names the documents where rows have padding too, for losses on every query.
+    """
     ids = torch.from_numpy(rows.ids.astype(np.int64))
     context = ids.shape[1] - 1
     labels, ahead = [], []
@@ -46,6 +51,7 @@ def make_batch(rows: Rows, depths: int, device: str | torch.device) -> Batch:
     inputs_document = rows.document[:, :-1]
     # Padding stands at the end of a row, where causality hides it from everything before.
     single = bool((inputs_document <= inputs_document[:, :1]).all())
+    single = single and not (keeps_padding and bool((inputs_document < 0).any()))
     documents = None if single else torch.from_numpy(inputs_document).to(device)
     positions = torch.from_numpy(rows.positions[:, :-1].astype(np.int64)).to(device)
     return Batch(ids[:, :-1].to(device), positions, documents, ahead, labels)

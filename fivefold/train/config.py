@@ -110,3 +110,20 @@ class MidtrainConfig(GradientConfig):
                     fix="Change one of them",
                 )
         return self
+
+
+class AdaptDsaConfig(Config):
+    """Adaptation to sparse attention: a dense warm-up of the indexers, then all weights, sparse."""
+
+    context_tokens: int = pydantic.Field(ge=2)
+    """Tokens that a row predicts; longer than `index_topk`, or nothing is selected."""
+    index_topk: int = pydantic.Field(gt=0)
+    """Keys that each query keeps; the checkpoint carries it from here on."""
+    mixture: MixtureConfig | None = None
+    """Weights of the sources; None takes those of the `tokens` stage."""
+    index_loss_weight: float = pydantic.Field(default=1.0, gt=0)
+    """Weight of the indexers' loss beside the language loss in the sparse part."""
+    warm_up: GradientConfig
+    """Only the indexers learn, from dense attention (GLM-5: 1000 steps, rate 5e-3 to 2e-4)."""
+    sparse: GradientConfig
+    """Everything learns on the selected keys (GLM-5: 20B tokens at a constant 1e-5)."""

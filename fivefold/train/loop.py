@@ -17,10 +17,11 @@ from fivefold.stage import StageContext
 from fivefold.train.balance import BalanceTracker
 from fivefold.train.checkpoint import load_state, save_state
 from fivefold.train.config import GradientConfig
-from fivefold.train.evaluate import Validation
 from fivefold.train.losses import Objective
 from fivefold.train.optimizer import HybridOptimizer
 from fivefold.train.progress import (
+    START,
+    Origin,
     Progress,
     count_skipped,
     headline,
@@ -46,8 +47,8 @@ class Phase:
     """Rows of one forward and backward."""
     prepare: Callable[[], None]
     """Fits the model to the phase, as a function of the phase alone."""
-    validate: Callable[[], Validation]
-    """Measures on a part of the held-out rows."""
+    validate: Callable[[], dict[str, float]]
+    """Measures on held-out rows; `validation/bits_per_byte` and `validation/loss_nats` at least."""
 
 
 @dataclass(frozen=True)
@@ -67,8 +68,11 @@ def train(
     config: GradientConfig,
     context: StageContext,
     states: Path,
+    origin: Origin = START,
 ) -> Progress:
     """Train through all phases, resuming from the newest state in `states`.
+
+    `origin` is where the record of a stage stands when this is not its first training.
 
     Raises:
         DivergenceError: more than `nonfinite_limit` steps in a row had a non-finite gradient.
@@ -76,7 +80,9 @@ def train(
     """
     saved = load_state(states, learner.model, learner.optimizer)
     progress = Progress() if saved is None else Progress.model_validate(saved)
-    context.metrics.forget_after(progress.step if saved is not None else -1)
+    if progress.tokens >= phases[-1].until_tokens:
+        return progress
+    context.metrics.forget_after(origin.step + progress.step if saved or origin.step else -1)
     if saved is not None:
         logger.info("goes on at step %d, %d tokens", progress.step, progress.tokens)
     balance = BalanceTracker(learner.model)
@@ -91,7 +97,7 @@ def train(
             if progress.loader is not None:
                 phase.loader.load_state_dict(progress.loader)
             if progress.step == 0:
-                _look(progress, learner, phase, config, context)
+                _look(progress, learner, phase, config, context, origin)
             while progress.tokens < phase.until_tokens:
                 begin, cpu_begin = time.perf_counter(), time.process_time()
                 rows = phase.loader.next_rows(phase.rows_at(progress.tokens))
@@ -111,10 +117,10 @@ def train(
                 count_skipped(progress, result, config)
                 remember_load(progress, result)
                 timing = time.perf_counter() - begin, time.process_time() - cpu_begin
-                record_step(progress, result, config, context, tokens, timing)
+                record_step(progress, result, config, context, tokens, timing, origin)
                 is_last = progress.tokens >= phase.until_tokens
                 if progress.step % config.validation_steps == 0 or is_last:
-                    _look(progress, learner, phase, config, context)
+                    _look(progress, learner, phase, config, context, origin)
                 if progress.step % config.checkpoint_steps == 0 or is_last:
                     progress.loader = phase.loader.state_dict()
                     state = progress.model_dump()
@@ -129,21 +135,19 @@ def _look(
     phase: Phase,
     config: GradientConfig,
     context: StageContext,
+    origin: Origin,
 ) -> None:
     """Validate, and take samples where another share of the training is done."""
     found = phase.validate()
+    bits_per_byte = found["validation/bits_per_byte"]
     context.metrics.write(
-        progress.step,
-        {
-            "train/tokens": progress.tokens,
-            "validation/loss_nats": found.loss_nats,
-            "validation/bits_per_byte": found.bits_per_byte,
-        },
-        shown=f"step {progress.step}  validation {found.loss_nats:.3f} nats/token  "
-        f"{found.bits_per_byte:.3f} bits/byte",
+        origin.step + progress.step,
+        {"train/tokens": origin.tokens + progress.tokens, **found},
+        shown=f"step {origin.step + progress.step}  validation "
+        f"{found['validation/loss_nats']:.3f} nats/token  {bits_per_byte:.3f} bits/byte",
     )
     prompts = len(config.sample_prompts)
     taken = len(progress.samples) // prompts if prompts else config.sample_count
     due = progress.tokens / config.total_tokens * max(config.sample_count - 1, 1)
     if taken < config.sample_count and taken <= due:
-        progress.samples += learner.sample(progress.step, found.bits_per_byte)
+        progress.samples += learner.sample(origin.step + progress.step, bits_per_byte)

@@ -12,8 +12,10 @@ from torch import Tensor
 
 from fivefold.data.loader import Rows
 from fivefold.models.moe import Routing
+from fivefold.models.surroundings import IndexerMode
 from fivefold.models.transformer import Transformer
 from fivefold.ops.chunked_cross_entropy import chunked_loss_and_logprobs
+from fivefold.ops.index_loss import IndexLoss
 from fivefold.train.balance import sequence_balance_loss
 from fivefold.train.batch import label_counts, make_batch
 from fivefold.train.config import GradientConfig
@@ -37,8 +39,14 @@ Objective = Callable[[Transformer, Rows, Rows, int], LossParts]
 """(model, microbatch, rows of the whole step, tokens before the step) -> the microbatch's share."""
 
 
-def language_objective(config: GradientConfig) -> Objective:
-    """Return the loss of pre-training and mid-training: next token, MTP depths, router balance."""
+def language_objective(
+    config: GradientConfig, indexer: IndexerMode = "frozen", index_weight: float = 1.0
+) -> Objective:
+    """Return the loss of next token, MTP depths, router balance and, where it learns, the indexer.
+
+    Indexers are trained by their own loss alone, and their gradients are clipped apart, so that
+    `index_weight` matters only against the epsilon of the optimizer.
+    """
 
     def objective(model: Transformer, part: Rows, whole: Rows, tokens_before: int) -> LossParts:
         depths = model.config.fivefold.mtp_depths if model.mtp is not None else 0
@@ -50,9 +58,35 @@ def language_objective(config: GradientConfig) -> Objective:
             mtp_weight=mtp_weight(tokens_before, config),
             balance_weight=config.balance_loss_weight,
             chunk_tokens=config.loss_chunk_tokens,
+            indexer=indexer,
+            index_weight=index_weight,
         )
 
     return objective
+
+
+def warm_up_objective(model: Transformer, part: Rows, whole: Rows, tokens_before: int) -> LossParts:
+    """Teach the indexers the dense attention; everything else is frozen and gets no gradient.
+
+    The MTP layer's indexer learns at its first depth.
+    """
+    device = model.lm_head.weight.device
+    depths = 0 if model.mtp is None else 1
+    batch = make_batch(part, depths, device, keeps_padding=True)
+    around = model.surroundings(batch.positions_BT, batch.documents_BT, indexer="warm_up")
+    hidden_BTD, _, index_losses = model(batch.ids_BT, around=around)
+    if model.mtp is not None:
+        ahead = model.embed_tokens(batch.ahead_BT[0])
+        index_loss = model.mtp(hidden_BTD, ahead, around).index_loss
+        index_losses += [] if index_loss is None else [index_loss]
+    loss = index_share(index_losses, whole)
+    return LossParts(loss, {"index_kl_nats": loss.detach()}, [], [])
+
+
+def index_share(losses: list[IndexLoss], whole: Rows) -> Tensor:
+    """Return a microbatch's share of the indexers' loss: mean over queries of a step and layers."""
+    queries = int((whole.document[:, :-1] >= 0).sum())
+    return torch.stack([loss.total for loss in losses]).sum() / (len(losses) * max(queries, 1))
 
 
 def language_loss(
@@ -64,6 +98,8 @@ def language_loss(
     mtp_weight: float,
     balance_weight: float,
     chunk_tokens: int,
+    indexer: IndexerMode = "frozen",
+    index_weight: float = 1.0,
 ) -> LossParts:
     """Compute the language loss of the microbatch `part` of the step `whole`.
 
@@ -71,15 +107,17 @@ def language_loss(
     all depths share one pass over the output head, `chunk_tokens` logits at a time.
     """
     device = model.lm_head.weight.device
-    batch = make_batch(part, depths, device)
+    batch = make_batch(part, depths, device, keeps_padding=indexer != "frozen")
     denominators = torch.tensor(label_counts(whole, depths), device=device).clamp_min(1)
-    around = model.surroundings(batch.positions_BT, batch.documents_BT)
-    hidden_BTD, main_routing, _ = model(batch.ids_BT, around=around)
+    around = model.surroundings(batch.positions_BT, batch.documents_BT, indexer=indexer)
+    hidden_BTD, main_routing, index_losses = model(batch.ids_BT, around=around)
     states, mtp_routing = [hidden_BTD], []
     for ahead_BT in batch.ahead_BT:
         assert model.mtp is not None, "MTP labels need an MTP layer"
-        state_BTD, routing, _ = model.mtp(states[-1], model.embed_tokens(ahead_BT), around)
+        embedded = model.embed_tokens(ahead_BT)
+        state_BTD, routing, index_loss = model.mtp(states[-1], embedded, around)
         states.append(state_BTD)
+        index_losses += [] if index_loss is None else [index_loss]
         mtp_routing += [] if routing is None else [routing]
     scale = torch.tensor([1.0] + [mtp_weight / max(depths, 1)] * depths, device=device)
     tokens = batch.ids_BT.numel()
@@ -100,4 +138,8 @@ def language_loss(
         balance = mean * (rows / len(whole.ids))
         loss = loss + balance_weight * balance
         measured["balance_loss"] = balance.detach()
+    if index_losses:
+        index = index_share(index_losses, whole)
+        loss = loss + index_weight * index
+        measured["index_kl_nats"] = index.detach()
     return LossParts(loss, measured, main_routing, mtp_routing)

@@ -3,6 +3,7 @@
 `Progress` is all of the loop's own state; it is saved as JSON beside the tensors.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 import pydantic
@@ -15,6 +16,17 @@ from fivefold.train.step import StepResult
 
 _LOAD_MEMORY = 0.95
 """Decay of the running mean of expert loads that the report shows."""
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where the record of a stage stands when a training begins."""
+
+    step: int
+    tokens: int
+
+
+START = Origin(0, 0)
 
 
 class Progress(pydantic.BaseModel):
@@ -69,6 +81,7 @@ def record_step(
     context: StageContext,
     tokens: int,
     timing: tuple[float, float],
+    origin: Origin,
 ) -> None:
     """Write the step's numbers, and a line for the console every `log_steps`."""
     wall_seconds, cpu_seconds = timing
@@ -77,7 +90,7 @@ def record_step(
         **{f"train/{name}": value for name, value in result.measured.items()},
         "train/lr": result.learning_rate,
         **{f"train/{name}_grad_norm": norm for name, norm in result.gradient_norms.items()},
-        "train/tokens": progress.tokens,
+        "train/tokens": origin.tokens + progress.tokens,
         "train/batch_tokens": tokens,
         "train/tokens_per_second": tokens / wall_seconds,
         "train/cpu_seconds": cpu_seconds,
@@ -89,12 +102,12 @@ def record_step(
     line = None
     if progress.step % config.log_steps == 0 or result.is_skipped:
         line = (
-            f"step {progress.step}  {progress.tokens / config.total_tokens:.0%}  "
+            f"step {origin.step + progress.step}  {progress.tokens / config.total_tokens:.0%}  "
             f"loss {headline(result)}  lr {result.learning_rate:.1e}  "
             f"{tokens / wall_seconds / 1e3:.1f}k tokens/s"
             + ("  SKIPPED: non-finite gradient" if result.is_skipped else "")
         )
-    context.metrics.write(progress.step, values, shown=line)
+    context.metrics.write(origin.step + progress.step, values, shown=line)
 
 
 def headline(result: StepResult) -> str:

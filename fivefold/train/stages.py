@@ -2,16 +2,15 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import ClassVar
 
 from fivefold.stage import Stage, StageContext
-from fivefold.train.config import PretrainConfig
+from fivefold.train.config import AdaptDsaConfig, MidtrainConfig, PretrainConfig
 
 
 class PretrainStage(Stage):
     """Train a model from nothing; needs `tokens` and `tokenizer`, makes `checkpoint/`."""
 
-    what: ClassVar[str] = "trains the model from nothing"
+    what = "trains the model from nothing"
     config: PretrainConfig
 
     def execute(self, inputs: Mapping[str, Path], out: Path, context: StageContext) -> None:
@@ -19,3 +18,29 @@ class PretrainStage(Stage):
         from fivefold.train.pretrain import pretrain
 
         pretrain(self.config, inputs, out, context)
+
+
+class MidtrainStage(Stage):
+    """Train on longer contexts; needs `start`, `tokens` and `tokenizer`, makes `checkpoint/`."""
+
+    what = "extends the context"
+    config: MidtrainConfig
+
+    def execute(self, inputs: Mapping[str, Path], out: Path, context: StageContext) -> None:
+        """Train, or go on from the last saved state."""
+        from fivefold.train.midtrain import midtrain
+
+        midtrain(self.config, inputs, out, context)
+
+
+class AdaptDsaStage(Stage):
+    """Adapt to sparse attention; needs `start`, `tokens` and `tokenizer`, makes `checkpoint/`."""
+
+    what = "adapts the model to sparse attention"
+    config: AdaptDsaConfig
+
+    def execute(self, inputs: Mapping[str, Path], out: Path, context: StageContext) -> None:
+        """Train, or go on from the last saved state."""
+        from fivefold.train.adapt_dsa import adapt_dsa
+
+        adapt_dsa(self.config, inputs, out, context)

@@ -137,7 +137,7 @@ def test_distance_is_counted_from_the_statement_to_its_question(documents: list[
 def test_facts_stand_at_ends_of_sentences(documents: list[Document]):
     for text, fact in facts_of(documents):
         before = text[: fact["planted_character"]]
-        assert before.endswith("\n") or re.search(r"[.!?] $", before), before[-20:]
+        assert re.search(r"\n[ \t]*$|[.!?] $", before), before[-20:]
 
 
 def test_last_unit_ends_a_sentence_in_any_case():
@@ -158,7 +158,7 @@ def test_values_never_repeat_and_heldout_ones_are_others(
 ):
     heldout = list(plant_documents(haystack, CONFIG, "heldout", tokenizer))
     assert len(heldout) == 24
-    statement = re.compile(r"The (?:[a-z]+ ){2}of .+? is (\d{5}|[a-z]+ [a-z]+)\.")
+    statement = re.compile(r"The (?:[a-z]+ ){1,2}of .+? is (\d{5}|[a-z]+ [a-z]+)\.")
     seen: list[set[str]] = []
     for some in (documents, heldout):
         values = Counter(value for document in some for value in statement.findall(document.text))

@@ -1,0 +1,113 @@
+"""The adaptation to sparse attention, in two parts.
+
+Warm-up: attention stays dense, everything but the indexers is frozen, and they learn its
+distribution at a high rate. Sparse: each query attends to what its indexer selects, all weights
+learn, the indexers from the attention on the selected keys. The checkpoint carries the real
+`index_topk` from here on. Sources: GLM-5 report, section 2.1.1; DeepSeek-V3.2 report, section
+2.1.1.
+
+Surprise: the two losses never meet. The indexers' inputs are detached, so that the language loss
+moves the backbone alone and the divergence the indexers alone; each group's gradient is clipped by
+itself.
+"""
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+
+from fivefold.data.loader import open_loader, read_heldout_rows
+from fivefold.errors import ConfigError
+from fivefold.models.transformer import Transformer
+from fivefold.stage import StageContext
+from fivefold.train.config import AdaptDsaConfig, GradientConfig
+from fivefold.train.evaluate import Examiner, measure_planted, probe_indexers, record_final
+from fivefold.train.loop import Learner, Phase, train
+from fivefold.train.losses import Objective, language_objective, warm_up_objective
+from fivefold.train.optimizer import HybridOptimizer
+from fivefold.train.outcome import write_outcome
+from fivefold.train.progress import START, Origin, Progress
+from fivefold.train.sample import make_sampler
+from fivefold.train.schedule import batch_rows
+from fivefold.train.start import start_from
+
+logger = logging.getLogger(__name__)
+
+
+def adapt_dsa(
+    config: AdaptDsaConfig, inputs: Mapping[str, Path], out: Path, context: StageContext
+) -> None:
+    """Adapt `inputs["start"]` on `inputs["tokens"]`; writes `out/checkpoint`.
+
+    Raises:
+        MismatchError, ConfigError: the checkpoint does not fit, has no indexer, or the context is
+            no longer than `index_topk`.
+    """
+    model, tokenizer = start_from(
+        inputs["start"], inputs["tokenizer"], context, longest_tokens=config.context_tokens
+    )
+    _check(config, model)
+    model.set_index_topk(config.index_topk)
+    tokens = inputs["tokens"]
+    heldout = read_heldout_rows(tokens, config.context_tokens, tokenizer.pad_id)
+
+    def train_part(
+        part: GradientConfig, objective: Objective, states: Path, origin: Origin
+    ) -> tuple[Progress, Examiner]:
+        examiner = Examiner(model, heldout, tokenizer.token_bytes(), part, part.microbatch_rows)
+        planted = measure_planted(
+            model, tokens, config.context_tokens, tokenizer.pad_id, part, part.microbatch_rows
+        )
+        phase = Phase(
+            until_tokens=part.total_tokens,
+            loader=open_loader(
+                tokens, config.context_tokens, seed=context.seed, mixture=config.mixture
+            ),
+            rows_at=lambda seen: batch_rows(seen, part, part.microbatch_rows),
+            microbatch_rows=part.microbatch_rows,
+            prepare=lambda: None,
+            validate=lambda: {
+                **examiner.on_some_rows(),
+                **planted(),
+                **probe_indexers(model, examiner.some, part.microbatch_rows),
+            },
+        )
+        learner = Learner(
+            model,
+            HybridOptimizer(model.named_parameters(), model.config, part.optimizer),
+            objective,
+            make_sampler(model, tokenizer, part, context.seed),
+        )
+        return train(learner, [phase], part, context, states, origin), examiner
+
+    logger.info("warm-up: the indexers learn from dense attention")
+    _let_learn(model, indexers_only=True)
+    warm, _ = train_part(config.warm_up, warm_up_objective, out / "state" / "warm_up", START)
+    logger.info("sparse: everything learns on %d selected keys", config.index_topk)
+    _let_learn(model, indexers_only=False)
+    objective = language_objective(config.sparse, "sparse", config.index_loss_weight)
+    origin = Origin(warm.step, warm.tokens)
+    done, examiner = train_part(config.sparse, objective, out / "state" / "sparse", origin)
+    step, spent = origin.step + done.step, origin.tokens + done.tokens
+    record_final(examiner, step, spent, context.metrics)
+    write_outcome(model, tokenizer, done, out)
+
+
+def _let_learn(model: Transformer, *, indexers_only: bool) -> None:
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(not indexers_only or ".indexer." in name)
+
+
+def _check(config: AdaptDsaConfig, model: Transformer) -> None:
+    if not model.config.has_indexer:
+        raise ConfigError(
+            expected="a checkpoint with an indexer (`index_n_heads`)",
+            found=f"a `{model.config.model_type}` without one",
+            fix="Pre-train with `pretrain.model.index_n_heads` set",
+        )
+    if config.index_topk >= config.context_tokens:
+        raise ConfigError(
+            expected=f"`context_tokens` above `index_topk` ({config.index_topk}): up to there "
+            "sparse and dense are the same",
+            found=f"{config.context_tokens} tokens",
+            fix="Lengthen the context or lower `adapt_dsa.index_topk`",
+        )
