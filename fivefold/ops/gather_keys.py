@@ -55,4 +55,3 @@ class KeyGather:
         # int64 indices take a path that is two to four times as fast as that of int32 ones.
         place = self.place_PK[piece].flatten().long()
         sum_SX.index_add_(0, place, rows_PKX.flatten(0, 1).to(sum_SX.dtype))
-

@@ -1,14 +1,14 @@
 """How the indexer learns: KL divergence from the attention's own distribution to softmax(I).
 
 The target p of a query is the mean over heads of the attention's probabilities, without gradient;
-the loss is the sum over queries of KL(p || softmax(I)). `dense_index_loss` compares over all visible
-keys (warm-up, and probing); `selected_index_loss` over the selected ones, where the sparse attention
-hands over its probabilities. Source: DeepSeek-V3.2 report, section 2.1.1, equations 3 and 4.
+the loss is the sum over queries of KL(p || softmax(I)). `dense_index_loss` compares over all
+visible keys (warm-up, and probing); `selected_index_loss` over the selected ones, for which the
+sparse attention hands over its probabilities. Source: DeepSeek-V3.2 report, equations 3 and 4.
 
 The derivative is known in closed form, dL/dI = softmax(I) sum(p) - p, so that the forward pass
-computes all gradients block by block, with ReLU masks at hand, and the backward pass multiplies them
-by one scalar. Nothing of the size of queries x keys exists for a whole sequence. The selected form
-is the dense one with each query in a group of its own: G groups, each with its keys.
+computes all gradients block by block, with ReLU masks at hand, and the backward pass multiplies
+them by one scalar. Nothing of the size of queries x keys exists for a whole sequence. The selected
+form is the dense one with each query in a group of its own: G groups, each with its keys.
 """
 
 from typing import Any, NamedTuple
@@ -143,8 +143,8 @@ def selected_index_loss(
     """Return the summed KL over selected keys; only the indexer's tensors get gradients.
 
     `selected_BTK` holds places of keys, -1 for none (a query without any is left out), and
-    `target_BTK` the attention's mean probabilities on them, as `attend_gathered_with_shares` returns
-    them. softmax(I) is taken over the selected keys alone.
+    `target_BTK` the attention's mean probabilities on them, as `attend_gathered_with_shares`
+    returns them. softmax(I) is taken over the selected keys alone.
     """
     gradients = _Gradients.wanted(q_BTIJ, key_BSJ, weight_BTI)
     total = torch.zeros((), dtype=q_BTIJ.dtype, device=q_BTIJ.device)

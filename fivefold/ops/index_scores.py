@@ -7,6 +7,7 @@ copies them: 12 times slower). `query_blocks` cuts the queries for everything th
 whole scores here, the selection (`sparse_index`) and the indexer's loss (`index_loss`).
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -56,12 +57,14 @@ def query_blocks(
     seen by nothing. Blocks of padding alone are left out.
     """
     rows, keys, _ = key_BSJ.shape
-    limit = block_numbers(key_BSJ.device)
+    pairs = block_numbers(key_BSJ.device) // (rows * heads)
     begin = 0
     while begin < queries:
-        seen = keys - queries + begin + 1
-        size = min(max(limit // (rows * heads * seen), 1), _MOST_QUERIES, queries - begin)
-        seen += size - 1
+        before = keys - queries + begin
+        # The largest size with size x (before + size) pairs.
+        size = (math.isqrt(before * before + 4 * pairs) - before) // 2
+        size = min(max(size, 1), _MOST_QUERIES, queries - begin)
+        seen = before + size
         after = torch.ones(1, size, size, dtype=torch.bool, device=key_BSJ.device).triu_(1)
         block = QueryBlock(begin, begin + size, 0, seen, after)
         if documents_BS is not None:

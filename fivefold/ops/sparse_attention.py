@@ -1,8 +1,9 @@
 """Latent attention to selected keys: gather, attend absorbed, and an exact backward.
 
 Each query has its own K keys, the same for all heads, so that attention runs over the latent: one
-gathered row [latent | rotated key] is key and value of every head. Queries go in chunks whose
-gathered rows stay in a cache; the backward pass gathers them again and keeps nothing but the inputs.
+gathered row [latent | rotated key] is key and value of every head. Queries go in pieces whose
+gathered rows stay in a cache; the backward pass gathers them again, so that nothing but the inputs
+is kept.
 Source: DeepSeek-V3.2 report, section 2.1; DeepSeek-V2 report, section 2.1.2.
 
 The trick of the backward pass: with the query rows q over the gradient rows c of the heads' latent
@@ -23,6 +24,7 @@ from torch.autograd.function import once_differentiable
 from fivefold.ops.attention import attend_absorbed
 from fivefold.ops.gather_keys import KeyGather
 from fivefold.ops.workspace import block_numbers, slices
+
 
 def reference(
     q_nope_BTHN: Tensor,
@@ -122,8 +124,9 @@ class _AttendGathered(torch.autograd.Function):
                 values_PKC = rows_PKX[..., : latent.shape[2]]
                 context_PHC[within] = torch.bmm(p_PHK.to(latent.dtype), values_PKC)
             out_PHV[chunk] = torch.bmm(context_PHC.transpose(0, 1), up_v_HVC.mT).transpose(0, 1)
-        ctx.mark_non_differentiable(shares_PK)
-        return out_PHV.view(*q_nope.shape[:3], -1), shares_PK.view(selected.shape)
+        shares_BTK = shares_PK.view(selected.shape)
+        ctx.mark_non_differentiable(shares_BTK)
+        return out_PHV.view(*q_nope.shape[:3], -1), shares_BTK
 
     @staticmethod
     @once_differentiable
@@ -138,7 +141,10 @@ class _AttendGathered(torch.autograd.Function):
         gather = KeyGather(torch.cat([latent, rope], -1), selected)
         wide = _wide(q_nope)
         grad_rows_SX = torch.zeros_like(gather.table_SX, dtype=wide)
-        grad_q_nope_PHN, grad_q_rope_PHR = torch.empty_like(q_nope_PHN), torch.empty_like(q_rope_PHR)
+        grad_q_nope_PHN, grad_q_rope_PHR = (
+            torch.empty_like(q_nope_PHN),
+            torch.empty_like(q_rope_PHR),
+        )
         grad_kv_b = torch.zeros_like(kv_b, dtype=wide)
         for chunk in _chunks(q_nope_PHN, gather):
             q_PHX = _absorb(q_nope_PHN[chunk], q_rope_PHR[chunk], up_k_HNC, ctx.scale)
@@ -211,4 +217,3 @@ def _softmax(scores_PHK: Tensor, empty_P1K: Tensor | None) -> Tensor:
 
 def _wide(x: Tensor) -> torch.dtype:
     return torch.promote_types(x.dtype, torch.float32)
-

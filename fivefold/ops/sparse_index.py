@@ -1,7 +1,7 @@
 """Which keys does each query keep? Index scores and the selection rule, a block of queries a time.
 
-Nothing of the size of queries x keys exists for a whole sequence: a block is scored against the keys
-that it can see, selects, and drops its scores; int32 indices of (B, T, K) remain. Source:
+Nothing of the size of queries x keys exists for a whole sequence: a block is scored against the
+keys that it can see, selects, and drops its scores; int32 indices of (B, T, K) remain. Source:
 DeepSeek-V3.2 report, section 2.1, equation 2; the rule is that of `select_topk`.
 """
 

@@ -20,14 +20,22 @@ from fivefold.text.tokenizer import load_tokenizer
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 
-GOLDEN = Path(__file__).parent.parent / "golden" / "nano_pretrain.json"
+GOLDEN = Path(__file__).parent.parent / "golden" / "nano.json"
+PHASES = [
+    {"context_tokens": 64, "share": 0.5, "batch_rows": 8, "microbatch_rows": 4, "rope_theta": 2e4},
+    {"context_tokens": 256, "share": 0.5, "batch_rows": 2, "microbatch_rows": 1, "rope_theta": 5e4},
+]
 SHORT = (
     "corpus.profile=fixture",
     "corpus.heldout_bytes=12000",
     "tokenizer.tokenizer.vocab_size=600",
-    "tokens.contexts=[64]",
+    "tokens.contexts=[64,256]",
+    "tokens.long_contexts=[256]",
+    "tokens.planted.contexts=[256]",
+    "tokens.planted.tokens_per_context=4000",
+    "tokens.planted.heldout_documents=4",
     "pretrain.model.vocab_size=600",
-    "pretrain.model.max_position_embeddings=128",
+    "pretrain.model.max_position_embeddings=256",
     "pretrain.context_tokens=64",
     "pretrain.total_tokens=12000",
     "pretrain.batch_rows=8",
@@ -38,7 +46,22 @@ SHORT = (
     "pretrain.sample_count=2",
     "pretrain.sample_tokens=8",
     "pretrain.checkpoint_steps=3",
+    "midtrain.total_tokens=4000",
+    f"midtrain.phases={json.dumps(PHASES, separators=(',', ':'))}",
+    "midtrain.sample_tokens=8",
+    "midtrain.checkpoint_steps=3",
+    "midtrain.validation_rows=8",
+    "adapt_dsa.context_tokens=256",
+    "adapt_dsa.warm_up.total_tokens=6000",
+    "adapt_dsa.warm_up.batch_rows=4",
+    "adapt_dsa.warm_up.checkpoint_steps=3",
+    "adapt_dsa.warm_up.validation_rows=8",
+    "adapt_dsa.sparse.total_tokens=6000",
+    "adapt_dsa.sparse.checkpoint_steps=3",
+    "adapt_dsa.sparse.validation_rows=8",
+    "adapt_dsa.sparse.sample_tokens=8",
 )
+STAGES = ("corpus", "tokenizer", "tokens", "pretrain", "midtrain", "adapt_dsa")
 
 
 def command(run: Path, *extra: str) -> list[str]:
@@ -60,9 +83,15 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run
 
 
-def losses(run: Path) -> list[float]:
+def losses(run: Path, stage: str = "pretrain", name: str = "train/loss_nats") -> list[float]:
     records = read_metrics(run / "metrics.jsonl")
-    return [r["train/loss_nats"] for r in records if "train/loss_nats" in r]
+    return [r[name] for r in records if name in r and r["stage"] == stage]
+
+
+def all_losses(run: Path) -> dict[str, list[float]]:
+    """Return the curves that golden and resume tests compare, indexer divergence included."""
+    curves = {stage: losses(run, stage) for stage in STAGES[3:]}
+    return {**curves, "index_kl": losses(run, "adapt_dsa", "train/index_kl_nats")}
 
 
 def test_run_trains_exports_and_reports(finished: Path) -> None:
@@ -88,7 +117,7 @@ def test_checkpoint_opens_in_transformers_with_our_logits_at_full_context(finish
     checkpoint = finished / "pretrain" / "checkpoint"
     peer = AutoModelForCausalLM.from_pretrained(checkpoint)
     ours = read_checkpoint(checkpoint)
-    ids = torch.randint(0, 600, (1, 128), generator=torch.Generator().manual_seed(0))
+    ids = torch.randint(0, 600, (1, 256), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         gap = peer(ids).logits - ours.logits(ours(ids).hidden_BTD)
     assert gap.abs().max() < 1e-4
@@ -119,46 +148,87 @@ def test_generate_and_chat_print_text(finished: Path) -> None:
 def test_second_run_skips_every_stage(finished: Path) -> None:
     before = (finished / "metrics.jsonl").read_text()
     story = run_to_end(command(finished))
-    assert story.count("finished before, skipped") == 4
+    assert story.count("finished before, skipped") == len(STAGES)
     assert (finished / "metrics.jsonl").read_text() == before
 
 
 def test_golden_losses_of_the_fixture_text(finished: Path) -> None:
     """Bitwise on one machine is the resume test's; across machines matrix libraries differ."""
     golden = json.loads(GOLDEN.read_text())
-    assert losses(finished) == pytest.approx(golden["loss_nats"], rel=1e-3)
+    found = all_losses(finished)
+    assert found.keys() == golden.keys()
+    for name, curve in golden.items():
+        assert found[name] == pytest.approx(curve, rel=1e-3), name
 
 
 def test_killed_run_resumes_bit_for_bit(finished: Path, tmp_path: Path) -> None:
-    """Kill -9 in the middle of training, three times at different steps."""
+    """Kill -9 in the middle of every gradient stage, at different distances from a saved state."""
     run = tmp_path / "nano"
     run.mkdir()
     for name in ("manifest.json", "config.json"):
         shutil.copy(finished / name, run / name)
     for stage in ("corpus", "tokenizer", "tokens"):
         shutil.copytree(finished / stage, run / stage)
-    for kill_after_step in (1, 8, 17):
+    moments = [("pretrain", 1), ("pretrain", 8), ("pretrain", 17), ("midtrain", 4)]
+    moments += [("adapt_dsa", 2), ("adapt_dsa", 8)]
+    for stage, kill_after_step in moments:
         process = subprocess.Popen(
             command(run), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
         )
         deadline = time.monotonic() + 120
         while time.monotonic() < deadline and process.poll() is None:
             records = read_metrics(run / "metrics.jsonl")
-            if any(r["step"] > kill_after_step and "train/loss_nats" in r for r in records):
+            seen = [r["step"] for r in records if r["stage"] == stage and "train/lr" in r]
+            if seen and max(seen) > kill_after_step:
                 os.kill(process.pid, signal.SIGKILL)
                 break
-            time.sleep(0.01)
+            time.sleep(0.005)
         process.wait()
-        assert not (run / "pretrain" / "finished.json").exists(), "killed too late to test anything"
+        assert not (run / stage / "finished.json").exists(), "killed too late to test anything"
     run_to_end(command(run))
-    assert losses(run) == losses(finished)
-    ours, expected = (
-        dict(released_tensors(read_checkpoint(r / "pretrain" / "checkpoint")))
-        for r in (run, finished)
-    )
-    assert all(torch.equal(ours[name], expected[name]) for name in expected)
+    assert all_losses(run) == all_losses(finished)
+    for stage in STAGES[3:]:
+        ours, expected = (
+            dict(released_tensors(read_checkpoint(r / stage / "checkpoint")))
+            for r in (run, finished)
+        )
+        assert all(torch.equal(ours[name], expected[name]) for name in expected)
     pages = [(r / "pretrain" / "page" / "10_samples.json").read_text() for r in (run, finished)]
     assert pages[0] == pages[1]
+
+
+def test_adapted_checkpoint_selects_and_opens_in_transformers(finished: Path) -> None:
+    checkpoint = finished / "adapt_dsa" / "checkpoint"
+    ours = read_checkpoint(checkpoint)
+    assert ours.config.index_topk == 32
+    assert ours.config.rope_theta == 5e4
+    peer = AutoModelForCausalLM.from_pretrained(checkpoint)
+    assert peer.config.index_topk == 32
+    ids = torch.randint(0, 600, (1, 32), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        gap = peer(ids).logits - ours.logits(ours(ids).hidden_BTD)
+    assert gap.abs().max() < 1e-4
+
+
+def test_adaptation_trains_each_part_by_its_own_loss(finished: Path) -> None:
+    """In the warm-up nothing but indexers moves; afterwards all does, and recall is recorded."""
+    records = [r for r in read_metrics(finished / "metrics.jsonl") if r["stage"] == "adapt_dsa"]
+    warm = [r for r in records if "train/lr" in r and "train/loss_nats" not in r]
+    sparse = [r for r in records if "train/loss_nats" in r]
+    assert len(warm) == 6
+    assert len(sparse) == 6
+    assert [r["step"] for r in warm + sparse] == list(range(1, 13))
+    assert all(
+        "train/backbone_grad_norm" not in r and r["train/indexer_grad_norm"] > 0 for r in warm
+    )
+    assert all(r["train/backbone_grad_norm"] > 0 < r["train/indexer_grad_norm"] for r in sparse)
+    assert warm[-1]["train/index_kl_nats"] < warm[0]["train/index_kl_nats"]
+    probes = [r for r in records if "index/recall_layer0" in r]
+    assert len(probes) >= 3
+    for probe in probes:
+        for layer in range(4):
+            assert probe[f"index/recall_layer{layer}"] <= probe[f"index/best_layer{layer}"] + 1e-6
+    assert "validation/planted_loss_nats" in probes[-1]
 
 
 def test_changed_config_keeps_the_earlier_result(finished: Path, tmp_path: Path) -> None:

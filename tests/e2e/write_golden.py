@@ -5,7 +5,7 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-from test_nano import GOLDEN, command, losses
+from test_nano import GOLDEN, all_losses, command
 
 
 def main() -> None:
@@ -13,7 +13,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder) / "nano"
         subprocess.run(command(run), check=True)
-        GOLDEN.write_text(json.dumps({"loss_nats": losses(run)}, indent=1) + "\n")
+        GOLDEN.write_text(json.dumps(all_losses(run), indent=1) + "\n")
 
 
 if __name__ == "__main__":

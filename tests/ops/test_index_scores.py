@@ -1,5 +1,7 @@
 """Index scores in blocks against whole scores; the blocks against the rule of what is visible."""
 
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -63,6 +65,7 @@ def test_blocks_hold_each_visible_pair_once(
         patch.setattr(workspace, "_CACHE_NUMBERS", numbers)
         for block in query_blocks(queries, torch.empty(2, keys, 1), 3, documents_BS):
             shape = (2, block.end - block.begin, block.seen - block.first)
+            assert 3 * math.prod(shape) <= numbers or shape[1] == 1
             seen[:, block.queries, block.keys] += block.hide_(torch.ones(shape), 0.0)
     own = documents_BS[:, keys - queries :, None]
     visible = ((own == documents_BS[:, None]) & (own >= 0)).tril(keys - queries)
@@ -72,7 +75,7 @@ def test_blocks_hold_each_visible_pair_once(
 def test_blocks_of_a_later_document_start_at_its_first_key(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(workspace, "_CACHE_NUMBERS", 100)
+    monkeypatch.setattr(workspace, "_CACHE_NUMBERS", 200)
     documents_BS = torch.tensor([[0] * 20 + [1] * 20])
     blocks = list(query_blocks(40, torch.empty(1, 40, 1), 1, documents_BS))
     assert {block.first for block in blocks if block.begin >= 20} == {20}

@@ -1,5 +1,8 @@
 """Gathered attention against masked attention over whole scores, forward and all gradients."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import pytest
 import torch
 from allocation import LargestTensor
@@ -20,11 +23,20 @@ BLOCKS = pytest.mark.parametrize("numbers", [1, 400, 2**21])
 
 def inputs(
     queries: int, keys: int, dtype: torch.dtype = torch.float64, seed: int = 0
-) -> list[Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Return q_nope, q_rope, latent, rope, kv_b."""
     generator = torch.Generator().manual_seed(seed)
-    shapes = [(B, queries, H, N), (B, queries, H, R), (B, keys, C), (B, keys, R), (H, N + V, C)]
-    return [torch.randn(shape, generator=generator, dtype=dtype) for shape in shapes]
+    q_nope, q_rope, latent, rope, kv_b = (
+        torch.randn(shape, generator=generator, dtype=dtype)
+        for shape in (
+            (B, queries, H, N),
+            (B, queries, H, R),
+            (B, keys, C),
+            (B, keys, R),
+            (H, N + V, C),
+        )
+    )
+    return q_nope, q_rope, latent, rope, kv_b
 
 
 def some(queries: int, keys: int, k: int, *, least: int = 1) -> Tensor:
@@ -54,7 +66,7 @@ def as_mask(selected: Tensor, keys: int) -> Tensor:
     return mask
 
 
-def forward_and_gradients(attend, tensors: list[Tensor], *rest) -> list[Tensor]:
+def forward_and_gradients(attend, tensors: Sequence[Tensor], *rest) -> list[Tensor]:
     leaves = [tensor.clone().requires_grad_() for tensor in tensors]
     out = attend(*leaves, *rest, SCALE)
     pull = torch.randn(out.shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
@@ -81,7 +93,9 @@ def test_sparse_is_dense_where_everything_is_selected(
 
 
 @BLOCKS
-@pytest.mark.parametrize(("queries", "keys", "k"), [(23, 23, 1), (23, 23, 6), (4, 31, 9), (1, 8, 3)])
+@pytest.mark.parametrize(
+    ("queries", "keys", "k"), [(23, 23, 1), (23, 23, 6), (4, 31, 9), (1, 8, 3)]
+)
 @pytest.mark.parametrize("oracle", [attend_expanded, attend_absorbed])
 def test_few_selected_keys_equal_masked_attention(
     oracle, queries: int, keys: int, k: int, numbers: int, monkeypatch: pytest.MonkeyPatch
@@ -94,9 +108,15 @@ def test_few_selected_keys_equal_masked_attention(
 
 
 def test_gradients_equal_finite_differences() -> None:
-    leaves = [tensor.requires_grad_() for tensor in inputs(3, 5)]
+    leaves = inputs(3, 5)
+    for leaf in leaves:
+        leaf.requires_grad_()
     selected = some(3, 5, 3, least=0)
-    torch.autograd.gradcheck(lambda *xs: attend_gathered(*xs, selected, SCALE), leaves)
+
+    def attend(*tensors: Any) -> Tensor:
+        return attend_gathered(*tensors, selected, SCALE)
+
+    assert torch.autograd.gradcheck(attend, leaves)
 
 
 def test_query_without_keys_gets_zeros_and_gives_no_gradient() -> None:
@@ -135,8 +155,8 @@ def test_order_of_the_selection_does_not_matter() -> None:
 def test_shares_are_the_mean_probabilities_of_the_heads() -> None:
     tensors, selected = inputs(9, 9), some(9, 9, 5)
     selected[1, 4] = -1
-    leaves = [tensor.requires_grad_() for tensor in tensors]
-    _, shares = attend_gathered_with_shares(*leaves, selected, SCALE)
+    tensors[0].requires_grad_()
+    _, shares = attend_gathered_with_shares(*tensors, selected, SCALE)
     assert not shares.requires_grad
     q_nope, q_rope, latent, rope, kv_b = tensors
     for row in range(B):
@@ -175,8 +195,13 @@ def test_gradients_are_the_same_bits_each_time() -> None:
 def test_longest_context_makes_no_tensor_beyond_its_block() -> None:
     tokens, k = 16_384, 32
     generator = torch.Generator().manual_seed(0)
-    shapes = [(1, tokens, 2, 2), (1, tokens, 2, 2), (1, tokens, 4), (1, tokens, 2), (2, 4, 4)]
-    leaves = [torch.randn(shape, generator=generator).requires_grad_() for shape in shapes]
+    q_nope, q_rope = (torch.randn(1, tokens, 2, 2, generator=generator) for _ in range(2))
+    latent = torch.randn(1, tokens, 4, generator=generator)
+    rope = torch.randn(1, tokens, 2, generator=generator)
+    kv_b = torch.randn(2, 4, 4, generator=generator)
+    leaves = (q_nope, q_rope, latent, rope, kv_b)
+    for leaf in leaves:
+        leaf.requires_grad_()
     selected = torch.randint(0, tokens, (1, tokens, k), generator=generator).int()
     with LargestTensor() as largest:
         out = attend_gathered(*leaves, selected, 0.5)

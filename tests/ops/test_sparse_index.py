@@ -13,18 +13,24 @@ I, J = 3, 4  # noqa: E741  # the shape legend of fivefold.models
 PACKED = torch.tensor([[0] * 12 + [1] * 20 + [2] * 3 + [-1] * 5, [4] * 1 + [-1] * 9 + [5] * 30])
 
 
-def tied(rows: int, queries: int, keys: int, seed: int = 0) -> list[Tensor]:
+def tied(rows: int, queries: int, keys: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
     """Return small whole numbers: exact scores, and many of them equal."""
     generator = torch.Generator().manual_seed(seed)
-    shapes = [(rows, queries, I, J), (rows, keys, J), (rows, queries, I)]
-    return [torch.randint(-1, 2, shape, generator=generator).float() for shape in shapes]
+    q, key, weight = (
+        torch.randint(-1, 2, shape, generator=generator).float()
+        for shape in ((rows, queries, I, J), (rows, keys, J), (rows, queries, I))
+    )
+    return q, key, weight
 
 
-def untied(rows: int, queries: int, keys: int, seed: int = 0) -> list[Tensor]:
+def untied(rows: int, queries: int, keys: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
     """Return scores of which no two are equal but the zeros of no matching head."""
     generator = torch.Generator().manual_seed(seed)
-    shapes = [(rows, queries, 16, J), (rows, keys, J), (rows, queries, 16)]
-    return [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes]
+    q, key, weight = (
+        torch.randn(shape, generator=generator, dtype=torch.float64)
+        for shape in ((rows, queries, 16, J), (rows, keys, J), (rows, queries, 16))
+    )
+    return q, key, weight
 
 
 @pytest.mark.parametrize("numbers", [1, 300, 2**21])
