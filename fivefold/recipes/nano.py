@@ -32,7 +32,11 @@ _LONG_MIXTURE = MixtureConfig(shares={"long": 0.3, "planted": 0.2})
 
 
 def nano() -> list[Stage]:
-    """Return the stages: corpus -> tokenizer -> tokens -> pretrain -> midtrain -> adapt_dsa."""
+    """Return the stages: corpus -> tokenizer -> tokens -> pretrain -> midtrain -> adapt_dsa.
+
+    `dense_control` trains the mid-trained model on, dense, for as many tokens as the adaptation
+    does sparsely: what sparse attention costs in quality is the difference.
+    """
     return [
         CorpusStage("corpus", CorpusConfig(max_bytes_per_source=3_000_000)),
         TokenizerStage(
@@ -51,7 +55,12 @@ def nano() -> list[Stage]:
         ),
         PretrainStage("pretrain", _pretrain(), needs=_DATA),
         MidtrainStage("midtrain", _midtrain(), needs={"start": "pretrain", **_DATA}),
-        AdaptDsaStage("adapt_dsa", _adapt_dsa(), needs={"start": "midtrain", **_DATA}),
+        MidtrainStage("dense_control", _dense_control(), needs={"start": "midtrain", **_DATA}),
+        AdaptDsaStage(
+            "adapt_dsa",
+            _adapt_dsa(),
+            needs={"start": "midtrain", "control": "dense_control", **_DATA},
+        ),
     ]
 
 
@@ -110,6 +119,32 @@ def _midtrain() -> MidtrainConfig:
     )
 
 
+_SPARSE_TOKENS = 300_000
+_SPARSE_LR = 7.5e-4
+
+
+def _dense_control() -> MidtrainConfig:
+    phase = PhaseConfig(
+        context_tokens=1024,
+        share=1.0,
+        batch_rows=4,
+        microbatch_rows=2,
+        rope_theta=50_000,
+        mixture=_LONG_MIXTURE,
+    )
+    return MidtrainConfig(
+        total_tokens=_SPARSE_TOKENS,
+        kind="constant",
+        peak_lr=_SPARSE_LR,
+        mtp_weight=0.1,
+        router_bias_rate=0.0,
+        phases=(phase,),
+        validation_steps=30,
+        checkpoint_steps=30,
+        sample_count=0,
+    )
+
+
 def _adapt_dsa() -> AdaptDsaConfig:
     part = {
         "batch_rows": 4,
@@ -135,6 +170,10 @@ def _adapt_dsa() -> AdaptDsaConfig:
             **part,
         ),
         sparse=GradientConfig(
-            total_tokens=300_000, kind="constant", peak_lr=7.5e-4, sample_count=2, **part
+            total_tokens=_SPARSE_TOKENS,
+            kind="constant",
+            peak_lr=_SPARSE_LR,
+            sample_count=2,
+            **part,
         ),
     )

@@ -15,12 +15,19 @@ import logging
 from collections.abc import Mapping
 from pathlib import Path
 
+from fivefold.artifact import write_json
 from fivefold.data.loader import open_loader, read_heldout_rows
 from fivefold.errors import ConfigError
 from fivefold.models.transformer import Transformer
 from fivefold.stage import StageContext
 from fivefold.train.config import AdaptDsaConfig, GradientConfig
-from fivefold.train.evaluate import Examiner, measure_planted, probe_indexers, record_final
+from fivefold.train.evaluate import (
+    Examiner,
+    Validation,
+    measure_planted,
+    probe_indexers,
+    record_final,
+)
 from fivefold.train.loop import Learner, Phase, train
 from fivefold.train.losses import Objective, language_objective, warm_up_objective
 from fivefold.train.optimizer import HybridOptimizer
@@ -37,6 +44,9 @@ def adapt_dsa(
     config: AdaptDsaConfig, inputs: Mapping[str, Path], out: Path, context: StageContext
 ) -> None:
     """Adapt `inputs["start"]` on `inputs["tokens"]`; writes `out/checkpoint`.
+
+    `inputs["control"]`, where given, is the stage that trained the same start on, dense, for as
+    many tokens; the page compares the two.
 
     Raises:
         MismatchError, ConfigError: the checkpoint does not fit, has no indexer, or the context is
@@ -88,8 +98,63 @@ def adapt_dsa(
     origin = Origin(warm.step, warm.tokens)
     done, examiner = train_part(config.sparse, objective, out / "state" / "sparse", origin)
     step, spent = origin.step + done.step, origin.tokens + done.tokens
-    record_final(examiner, step, spent, context.metrics)
+    final = record_final(examiner, step, spent, context.metrics)
+    planted = measure_planted(
+        model,
+        tokens,
+        config.context_tokens,
+        tokenizer.pad_id,
+        config.sparse,
+        config.sparse.microbatch_rows,
+    )
+    rows = [_table_row(f"sparse, {config.index_topk} keys a query", final, planted())]
+    if "control" in inputs:
+        rows.append(_measure_control(inputs["control"], examiner, config, inputs, context))
+    _write_comparison(rows, out / "page")
     write_outcome(model, tokenizer, done, out)
+
+
+def _measure_control(
+    control: Path,
+    sparse_examiner: Examiner,
+    config: AdaptDsaConfig,
+    inputs: Mapping[str, Path],
+    context: StageContext,
+) -> list[str | float]:
+    """Score the dense model that was trained on for as many tokens, on the same rows."""
+    model, tokenizer = start_from(
+        control, inputs["tokenizer"], context, longest_tokens=config.context_tokens
+    )
+    part = config.sparse
+    examiner = Examiner(
+        model, sparse_examiner.all, tokenizer.token_bytes(), part, part.microbatch_rows
+    )
+    planted = measure_planted(
+        model,
+        inputs["tokens"],
+        config.context_tokens,
+        tokenizer.pad_id,
+        part,
+        part.microbatch_rows,
+    )
+    return _table_row("dense, trained on as long", examiner.on_all_rows(), planted())
+
+
+def _table_row(name: str, found: Validation, planted: Mapping[str, float]) -> list[str | float]:
+    facts = planted.get("validation/planted_loss_nats")
+    row: list[str | float] = [name, round(found.loss_nats, 4), round(found.bits_per_byte, 4)]
+    return [*row, "-" if facts is None else round(facts, 4)]
+
+
+def _write_comparison(rows: list[list[str | float]], page: Path) -> None:
+    block = {
+        "kind": "table",
+        "title": "Sparse against dense, at the full context",
+        "note": "All held-out rows; planted facts: only the tokens of answers count.",
+        "columns": ["model", "nats a token", "bits a byte", "planted facts, nats"],
+        "rows": rows,
+    }
+    write_json(page / "05_sparse_against_dense.json", block)
 
 
 def _let_learn(model: Transformer, *, indexers_only: bool) -> None:

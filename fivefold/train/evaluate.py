@@ -76,7 +76,7 @@ class Examiner:
         self.some = Rows(
             rows.ids[chosen], rows.document[chosen], rows.positions[chosen], rows.source[chosen]
         )
-        self._all = rows
+        self.all = rows
         self._model = model
         self._token_bytes = token_bytes
         self._microbatch_rows = microbatch_rows
@@ -92,7 +92,7 @@ class Examiner:
 
     def on_all_rows(self) -> Validation:
         """Score every held-out row."""
-        return self._score(self._all)
+        return self._score(self.all)
 
     def _score(self, rows: Rows) -> Validation:
         return evaluate(

@@ -34,7 +34,10 @@ class MidtrainStage(Stage):
 
 
 class AdaptDsaStage(Stage):
-    """Adapt to sparse attention; needs `start`, `tokens` and `tokenizer`, makes `checkpoint/`."""
+    """Adapt to sparse attention; needs `start`, `tokens`, `tokenizer`, makes `checkpoint/`.
+
+    May need `control`, a dense training from the same start, to compare with.
+    """
 
     what = "adapts the model to sparse attention"
     config: AdaptDsaConfig

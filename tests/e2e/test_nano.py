@@ -51,6 +51,10 @@ SHORT = (
     "midtrain.sample_tokens=8",
     "midtrain.checkpoint_steps=3",
     "midtrain.validation_rows=8",
+    "dense_control.total_tokens=3000",
+    f"dense_control.phases={json.dumps([{**PHASES[1], 'share': 1.0}], separators=(',', ':'))}",
+    "dense_control.checkpoint_steps=3",
+    "dense_control.validation_rows=8",
     "adapt_dsa.context_tokens=256",
     "adapt_dsa.warm_up.total_tokens=6000",
     "adapt_dsa.warm_up.batch_rows=4",
@@ -61,7 +65,7 @@ SHORT = (
     "adapt_dsa.sparse.validation_rows=8",
     "adapt_dsa.sparse.sample_tokens=8",
 )
-STAGES = ("corpus", "tokenizer", "tokens", "pretrain", "midtrain", "adapt_dsa")
+STAGES = ("corpus", "tokenizer", "tokens", "pretrain", "midtrain", "dense_control", "adapt_dsa")
 
 
 def command(run: Path, *extra: str) -> list[str]:

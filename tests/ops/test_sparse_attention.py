@@ -1,7 +1,6 @@
 """Gathered attention against masked attention over whole scores, forward and all gradients."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import pytest
 import torch
@@ -113,8 +112,10 @@ def test_gradients_equal_finite_differences() -> None:
         leaf.requires_grad_()
     selected = some(3, 5, 3, least=0)
 
-    def attend(*tensors: Any) -> Tensor:
-        return attend_gathered(*tensors, selected, SCALE)
+    def attend(
+        q_nope: Tensor, q_rope: Tensor, latent: Tensor, rope: Tensor, kv_b: Tensor
+    ) -> Tensor:
+        return attend_gathered(q_nope, q_rope, latent, rope, kv_b, selected, SCALE)
 
     assert torch.autograd.gradcheck(attend, leaves)
 

@@ -40,19 +40,19 @@ def test_blocks_select_as_a_stable_sort_of_whole_scores(
     make, documents: Tensor | None, numbers: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(workspace, "_CACHE_NUMBERS", numbers)
-    tensors = make(2, 40, 40)
+    q, key, weight = make(2, 40, 40)
     for k in (1, 7, 39, 40, 41):
-        kept = sparse_index(*tensors, k, documents)
+        kept = sparse_index(q, key, weight, k, documents)
         assert kept.dtype == torch.int32
-        assert torch.equal(kept, reference(*tensors, k, documents))
+        assert torch.equal(kept, reference(q, key, weight, k, documents))
 
 
 @pytest.mark.parametrize("make", [tied, untied])
 def test_thousand_long_rows_equal_a_stable_sort(make) -> None:
     # Rows this long are ranked by groups; the last queries of a prefix.
-    tensors = make(1, 1000, 1200)
+    q, key, weight = make(1, 1000, 1200)
     for k in (3, 64):
-        assert torch.equal(sparse_index(*tensors, k), reference(*tensors, k))
+        assert torch.equal(sparse_index(q, key, weight, k), reference(q, key, weight, k))
 
 
 def test_all_equal_scores_keep_the_first_keys_of_the_document() -> None:
