@@ -6,11 +6,11 @@ Options: `--batch`, `--prompt` (tokens of context before the first new one), `--
 import argparse
 
 import torch
+from harness import add_options, compare
+from peer import build_pair
 
 from fivefold.models.generate import Sampling, stream
 from fivefold.models.preset import preset
-from harness import add_options, compare
-from peer import build_pair
 
 
 def main() -> None:

@@ -5,13 +5,14 @@ Options: `--rows`, `--context`, `--dtype` (ours).
 """
 
 import argparse
+from functools import partial
 
 import torch
+from harness import add_options, compare, time_call
+from peer import build_pair
 
 from fivefold.models.preset import preset
 from fivefold.ops.chunked_cross_entropy import chunked_cross_entropy
-from harness import add_options, compare, time_call
-from peer import build_pair
 
 
 def main() -> None:
@@ -49,7 +50,7 @@ def main() -> None:
         model.train()
         peer_step(model)
     trials = {
-        dtype: min(time_call(lambda: peer_step(model)).wall_seconds for _ in range(2))
+        dtype: min(time_call(partial(peer_step, model)).wall_seconds for _ in range(2))
         for dtype, model in peers.items()
     }
     fastest = min(trials, key=lambda dtype: trials[dtype])
