@@ -8,6 +8,7 @@ masked form. Options: `--heads`, `--topk`, `--lengths`.
 
 import argparse
 import statistics
+from collections.abc import Callable
 
 import torch
 from harness import add_options, compare, pair_count, time_call
@@ -26,47 +27,23 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
 
-    config = preset("mini")
-    heads, latent = config.num_attention_heads, config.kv_lora_rank or 0
-    nope, rope = config.qk_nope_head_dim, config.qk_rope_head_dim
     generator = torch.Generator().manual_seed(0)
-
-    def random(*shape: int) -> torch.Tensor:
-        return torch.randn(*shape, generator=generator).requires_grad_()
-
-    calls = {}
     for length in options.lengths:
-        parts = (
-            random(1, length, heads, nope),
-            random(1, length, heads, rope),
-            random(1, length, latent),
-            random(1, length, rope),
-            random(heads, nope + config.v_head_dim, latent),
-        )
-        places, visible = random_selection(length, options.topk, generator)
-        scale = config.qk_head_dim**-0.5
-
-        def gathered(parts=parts, places=places, scale=scale) -> None:
-            attend_gathered(*parts, places, scale).sum().backward()
-
-        def masked(parts=parts, visible=visible, scale=scale) -> None:
-            attend_expanded(*parts, visible, scale).sum().backward()
-
-        calls[length] = gathered, masked
-        for call in calls[length]:
+        calls = make_calls(length, options.topk, generator)
+        for call in calls:
             call()
-        times = [
+        gathered_seconds, masked_seconds = (
             statistics.median(time_call(call).wall_seconds for _ in range(pair_count(options)))
-            for call in calls[length]
-        ]
+            for call in calls
+        )
         keys = min(options.topk, length / 2)
-        cost = times[0] / keys / (times[1] / (length / 2))
+        cost = gathered_seconds / keys / (masked_seconds / (length / 2))
         print(
-            f"{length:>6} tokens: gathered {times[0] * 1e3:8.1f} ms, "
-            f"masked {times[1] * 1e3:8.1f} ms, a gathered key costs {cost:.1f} masked ones"
+            f"{length:>6} tokens: gathered {gathered_seconds * 1e3:8.1f} ms, "
+            f"masked {masked_seconds * 1e3:8.1f} ms, a gathered key costs {cost:.1f} masked ones"
         )
     longest = max(options.lengths)
-    gathered, masked = calls[longest]
+    gathered, masked = make_calls(longest, options.topk, generator)
     compare(
         f"sparse_attention_{longest}",
         gathered,
@@ -76,6 +53,35 @@ def main() -> None:
         options=options,
         detail={"topk": options.topk},
     )
+
+
+def make_calls(
+    length: int, topk: int, generator: torch.Generator
+) -> tuple[Callable[[], None], Callable[[], None]]:
+    """Return forward and backward of one layer of `length` tokens, gathered and masked."""
+    config = preset("mini")
+    heads, latent = config.num_attention_heads, config.kv_lora_rank or 0
+    nope, rope = config.qk_nope_head_dim, config.qk_rope_head_dim
+    shapes = [
+        (1, length, heads, nope),
+        (1, length, heads, rope),
+        (1, length, latent),
+        (1, length, rope),
+        (heads, nope + config.v_head_dim, latent),
+    ]
+    q_nope, q_rope, latents, ropes, kv_b = (
+        torch.randn(*shape, generator=generator).requires_grad_() for shape in shapes
+    )
+    places, visible = random_selection(length, topk, generator)
+    scale = config.qk_head_dim**-0.5
+
+    def gathered() -> None:
+        attend_gathered(q_nope, q_rope, latents, ropes, kv_b, places, scale).sum().backward()
+
+    def masked() -> None:
+        attend_expanded(q_nope, q_rope, latents, ropes, kv_b, visible, scale).sum().backward()
+
+    return gathered, masked
 
 
 def random_selection(

@@ -25,7 +25,8 @@ class KeyGather:
         self.place_PK = (selected_BTK.clamp_min(0) + begin[:, None, None]).flatten(0, 1)
         self.empty_PK = (selected_BTK < 0).flatten(0, 1)
         self.has_empty = self.empty_PK.any(-1).tolist()
-        self.read_rows, self.made_rows = Workspace(keys_BSX), Workspace(keys_BSX)
+        self._read, self._made = Workspace(keys_BSX), Workspace(keys_BSX)
+        self._wide = Workspace(keys_BSX, torch.promote_types(keys_BSX.dtype, torch.float32))
 
     def pieces(self, chunk: slice) -> Iterator[slice]:
         """Cut a chunk of the P queries into pieces."""
@@ -42,16 +43,21 @@ class KeyGather:
         The next call overwrites the rows.
         """
         place_PK = self.place_PK[piece]
-        rows_PKX = self.read_rows.lend(*place_PK.shape, self.table_SX.shape[1])
+        rows_PKX = self._read.lend(*place_PK.shape, self.table_SX.shape[1])
         torch.index_select(self.table_SX, 0, place_PK.flatten(), out=rows_PKX.flatten(0, 1))
         return rows_PKX, self.empty_PK[piece, None] if any(self.has_empty[piece]) else None
 
     def add_product_(
         self, sum_SX: Tensor, piece: slice, left_PKY: Tensor, right_PYX: Tensor
     ) -> None:
-        """Add the rows of a product (P, K, X) to where they came from; deterministic on a CPU."""
-        rows_PKX = self.made_rows.lend(*left_PKY.shape[:2], right_PYX.shape[2])
+        """Add the rows of a product (P, K, X) to where they came from; deterministic on a CPU.
+
+        `sum_SX` has the dtype of the keys, or fp32 for narrower keys.
+        """
+        rows_PKX = self._made.lend(*left_PKY.shape[:2], right_PYX.shape[2])
         torch.bmm(left_PKY, right_PYX, out=rows_PKX)
+        if sum_SX.dtype != rows_PKX.dtype:
+            rows_PKX = self._wide.lend(*rows_PKX.shape).copy_(rows_PKX)
         # int64 indices take a path that is two to four times as fast as that of int32 ones.
         place = self.place_PK[piece].flatten().long()
-        sum_SX.index_add_(0, place, rows_PKX.flatten(0, 1).to(sum_SX.dtype))
+        sum_SX.index_add_(0, place, rows_PKX.flatten(0, 1))

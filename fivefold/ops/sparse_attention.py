@@ -108,22 +108,22 @@ class _AttendGathered(torch.autograd.Function):
         ctx.save_for_backward(q_nope, q_rope, latent, rope, kv_b, selected)
         ctx.scale = scale
         nope, heads = q_nope.shape[3], q_nope.shape[2]
-        up_k_HNC, up_v_HVC = kv_b[:, :nope], kv_b[:, nope:]
+        up_k_HNC, up_v_HVC = _split(kv_b, nope)
         q_nope_PHN, q_rope_PHR = q_nope.flatten(0, 1), q_rope.flatten(0, 1)
         gather = KeyGather(torch.cat([latent, rope], -1), selected)
         out_PHV = q_nope.new_empty(len(q_nope_PHN), heads, up_v_HVC.shape[1])
         shares_PK = torch.empty(gather.place_PK.shape, dtype=_wide(q_nope), device=q_nope.device)
         for chunk in _chunks(q_nope_PHN, gather):
             q_PHX = _absorb(q_nope_PHN[chunk], q_rope_PHR[chunk], up_k_HNC, scale)
-            context_PHC = latent.new_empty(len(q_PHX), heads, latent.shape[2])
+            context_PHX = torch.empty_like(q_PHX)
             for piece in gather.pieces(chunk):
                 within = slice(piece.start - chunk.start, piece.stop - chunk.start)
                 rows_PKX, empty_P1K = gather.rows(piece)
                 p_PHK = _softmax(torch.bmm(q_PHX[within], rows_PKX.mT), empty_P1K)
                 torch.mean(p_PHK, 1, out=shares_PK[piece])
-                values_PKC = rows_PKX[..., : latent.shape[2]]
-                context_PHC[within] = torch.bmm(p_PHK.to(latent.dtype), values_PKC)
-            out_PHV[chunk] = torch.bmm(context_PHC.transpose(0, 1), up_v_HVC.mT).transpose(0, 1)
+                torch.bmm(p_PHK.to(q_PHX.dtype), rows_PKX, out=context_PHX[within])
+            context_HPC = context_PHX[..., : latent.shape[2]].transpose(0, 1)
+            out_PHV[chunk] = torch.bmm(context_HPC, up_v_HVC.mT).transpose(0, 1)
         shares_BTK = shares_PK.view(selected.shape)
         ctx.mark_non_differentiable(shares_BTK)
         return out_PHV.view(*q_nope.shape[:3], -1), shares_BTK
@@ -135,7 +135,7 @@ class _AttendGathered(torch.autograd.Function):
     ) -> tuple[Tensor | None, ...]:
         q_nope, q_rope, latent, rope, kv_b, selected = ctx.saved_tensors
         nope, width = q_nope.shape[3], latent.shape[2]
-        up_k_HNC, up_v_HVC = kv_b[:, :nope], kv_b[:, nope:]
+        up_k_HNC, up_v_HVC = _split(kv_b, nope)
         q_nope_PHN, q_rope_PHR = q_nope.flatten(0, 1), q_rope.flatten(0, 1)
         grad_out_PHV = grads[0].flatten(0, 1)
         gather = KeyGather(torch.cat([latent, rope], -1), selected)
@@ -192,6 +192,11 @@ def _backward_chunk(
         torch.bmm(products_PHK, rows_PKX, out=result_PHX[within])
         gather.add_product_(grad_rows_SX, piece, products_PHK.mT, stacked_PHX[within])
     return result_PHX
+
+
+def _split(kv_b_HC: Tensor, nope: int) -> tuple[Tensor, Tensor]:
+    """Return the up-projections of keys and values; copied once, or each bf16 product copies."""
+    return kv_b_HC[:, :nope].contiguous(), kv_b_HC[:, nope:].contiguous()
 
 
 def _absorb(q_nope_PHN: Tensor, q_rope_PHR: Tensor, up_k_HNC: Tensor, scale: float) -> Tensor:

@@ -31,9 +31,9 @@ def slices(begin: int, end: int, size: int) -> Iterator[slice]:
 class Workspace:
     """Lends one piece of memory; what was lent before is overwritten."""
 
-    def __init__(self, like: Tensor) -> None:
-        """Lend tensors of the dtype and device of `like`."""
-        self._memory = torch.empty(0, dtype=like.dtype, device=like.device)
+    def __init__(self, like: Tensor, dtype: torch.dtype | None = None) -> None:
+        """Lend tensors on the device of `like`, of its dtype unless another is given."""
+        self._memory = torch.empty(0, dtype=dtype or like.dtype, device=like.device)
 
     def lend(self, *shape: int) -> Tensor:
         """Return a contiguous tensor of this shape, of unknown content."""
