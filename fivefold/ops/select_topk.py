@@ -13,6 +13,8 @@ from torch import Tensor
 
 _GROUP = 4
 """Entries that `largest` ranks by their maximum: 2 and 8 were slower at 2K to 32K entries."""
+_FEW = 2**15
+"""Scores of all rows that are ranked at once: fewer calls count for more than fewer entries."""
 
 
 def reference(scores: Tensor, k: int) -> Tensor:
@@ -31,7 +33,7 @@ def largest(scores: Tensor, n: int) -> tuple[Tensor, Tensor]:
     """
     size = scores.shape[-1]
     columns = size // _GROUP
-    if not scores.is_cpu or columns < 2 * n:
+    if not scores.is_cpu or columns < 2 * n or scores.numel() <= _FEW:
         values, indices = torch.topk(scores, n, dim=-1, sorted=False)
         return values, indices
     # Group c holds the entries c, c + columns, ...: the maxima of neighbours come in one load.
@@ -97,12 +99,22 @@ def select_topk(scores: Tensor, k: int) -> Tensor:
     if k >= size or not scores.is_cpu:
         return mask_to_indices(selection_mask(scores, k), k)
     rows = scores.reshape(-1, size)
-    values, indices = largest(rows, k + 1)
-    least, place = values.min(-1, keepdim=True)
-    # The least of k + 1 is left out: it sorts behind all others and is cut off.
-    chosen = indices.scatter(-1, place, size).sort(-1).values[:, :k]
-    # Twice the least value: a tie across the border of the choice, or an invisible entry in it.
-    is_tied = (values == least).sum(-1) > 1
+    chosen, is_tied = _choose_untied(rows, k)
     if bool(is_tied.any()):
         chosen[is_tied] = mask_to_indices(selection_mask(rows[is_tied], k), k)
     return chosen.view(*scores.shape[:-1], k)
+
+
+def _choose_untied(rows: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Return a choice for each row of (X, S), ascending, and where it is not the only one.
+
+    It is not where the k-th value is that of the next: a tie, or an invisible entry.
+    """
+    if rows.numel() <= _FEW:
+        values, indices = torch.topk(rows, k + 1, dim=-1)
+        return indices[:, :k].sort(-1).values, values[:, k - 1] == values[:, k]
+    values, indices = largest(rows, k + 1)
+    least, place = values.min(-1, keepdim=True)
+    # The least of k + 1 is left out: it sorts behind all others and is cut off.
+    chosen = indices.scatter(-1, place, rows.shape[-1]).sort(-1).values[:, :k]
+    return chosen, (values == least).sum(-1) > 1

@@ -141,10 +141,8 @@ class _AttendGathered(torch.autograd.Function):
         gather = KeyGather(torch.cat([latent, rope], -1), selected)
         wide = _wide(q_nope)
         grad_rows_SX = torch.zeros_like(gather.table_SX, dtype=wide)
-        grad_q_nope_PHN, grad_q_rope_PHR = (
-            torch.empty_like(q_nope_PHN),
-            torch.empty_like(q_rope_PHR),
-        )
+        grad_q_nope_PHN = torch.empty_like(q_nope_PHN)
+        grad_q_rope_PHR = torch.empty_like(q_rope_PHR)
         grad_kv_b = torch.zeros_like(kv_b, dtype=wide)
         for chunk in _chunks(q_nope_PHN, gather):
             q_PHX = _absorb(q_nope_PHN[chunk], q_rope_PHR[chunk], up_k_HNC, ctx.scale)
