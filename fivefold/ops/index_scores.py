@@ -115,7 +115,8 @@ class KeyScorer:
         rows, queries, heads, _ = q_BTIJ.shape
         keys = key_BSJ.shape[1]
         scores_BTS = self._scores.lend(rows, queries, keys)
-        size = max(block_numbers(q_BTIJ.device) // (heads * keys), 1)
+        # Half a block: the matches and what they add up to are in the cache together.
+        size = max(block_numbers(q_BTIJ.device) // (2 * heads * keys), 1)
         for row in slices(0, rows, 1):
             for part in slices(0, queries, size):
                 match_BTIS = match_keys(q_BTIJ[row, part], key_BSJ[row], self._matches)
