@@ -11,6 +11,7 @@ RUNS = (
     ("train_step.py", "--rows", "8", "--context", "512", "--dtype", "bfloat16"),
     ("decode.py", "--batch", "1"),
     ("decode.py", "--batch", "8"),
+    ("sparse_attention.py", "--lengths", "2048"),
 )
 
 
