@@ -32,7 +32,8 @@ format: $(VENV)/.installed-dev
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
-# Torch first and alone: its CPU build is found by the exact version, whatever else is asked for.
+# Torch first and alone, by its exact version: an index that holds a CPU build of it serves that one;
+# the default index serves the CUDA build on Linux, which runs on a CPU too.
 $(VENV)/.installed: $(VENV)/bin/python pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .

@@ -56,7 +56,8 @@ def storage_errors(path: Path) -> Iterator[None]:
             raise
         # A stage also reads: the fault may lie at a file of the user's, far from what it writes.
         place = Path(error.filename) if isinstance(error.filename, str) else path
-        is_ours = str(place.absolute()).startswith(str(path.absolute()))
+        ours = path.absolute(), path.with_name(path.name + ".partial").absolute()
+        is_ours = any(place.absolute().is_relative_to(own) for own in ours)
         raise StorageError(
             expected=f"to be able to {f'write `{path}`' if is_ours else f'open `{place}`'}",
             found=f"{error.strerror}, {_free_bytes(place) / 2**20:,.0f} MiB free",

@@ -48,13 +48,20 @@ class StageMetrics:
 
     def forget_after(self, step: int) -> None:
         """Drop this stage's records of later steps; a stage calls it when it resumes at `step`."""
+        self._keep(lambda record: record["step"] <= step)
+
+    def write_once(self, step: int, values: Mapping[str, float], *, shown: str) -> None:
+        """Write a record that a resumed stage may come to again; the later one stands."""
+        names = set(values)
+        self._keep(lambda record: record["step"] != step or not names <= record.keys())
+        self.write(step, values, shown=shown)
+
+    def _keep(self, is_kept: Callable[[dict[str, Any]], bool]) -> None:
+        """Rewrite the file without those records of this stage that `is_kept` refuses."""
         if not self._path.exists():
             return
-        kept = [
-            record
-            for record in read_metrics(self._path)
-            if record["stage"] != self._stage or record["step"] <= step
-        ]
+        records = read_metrics(self._path)
+        kept = [r for r in records if r["stage"] != self._stage or is_kept(r)]
         partial = self._path.with_suffix(".partial")
         with partial.open("w", encoding="utf-8") as file:
             file.writelines(json.dumps(record) + "\n" for record in kept)

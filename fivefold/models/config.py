@@ -270,6 +270,9 @@ def config_from_released(fields: dict[str, Any]) -> ModelConfig:
         fields["first_k_dense_replace"] = dense
     if fields.get("model_type") in ("glm4_moe_lite", "deepseek_v3", "glm4_moe"):
         fields.setdefault("index_n_heads", None)
+    if fields.get("model_type") == "deepseek_v32":
+        # Its indexer rotates halves, its attention neighbours.
+        fields.setdefault("indexer_rope_interleave", False)
     if fields.get("model_type") == "glm4_moe":
         for name in ("q_lora_rank", "kv_lora_rank"):
             fields.setdefault(name, None)

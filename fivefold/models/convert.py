@@ -151,7 +151,7 @@ def read_checkpoint(
     Raises:
         MissingFileError: no such directory, config or weight file.
         CorruptFileError: a weight file is truncated, or tensors are missing.
-        MismatchError: a tensor has another shape than the config says.
+        MismatchError: a tensor has another shape or type than the config says, or no place in it.
     """
     config = config or read_config(directory)
     files = _weight_files(directory)
@@ -163,7 +163,9 @@ def read_checkpoint(
     model.to_empty(device=device)
     model.to(dtype)
     _restore_precision(model)
-    missing = [name for name, _ in released_tensors(model) if name not in stored]
+    names = {name for name, _ in released_tensors(model)}
+    _check_known(names, stored, config)
+    missing = sorted(names - stored.keys())
     if missing:
         raise CorruptFileError(
             expected=f"every weight of the model in `{directory}`",
@@ -174,6 +176,12 @@ def read_checkpoint(
     with torch.no_grad():
         for name, target in released_tensors(model):
             value = handles[stored[name]].get_tensor(name)
+            if value.dtype.itemsize < 2:
+                raise MismatchError(
+                    expected=f"`{name}` in a 16-bit or wider floating type",
+                    found=f"{value.dtype} in `{stored[name].name}`",
+                    fix="Use the unquantised release of this model",
+                )
             if value.shape != target.shape:
                 raise MismatchError(
                     expected=f"`{name}` of shape {tuple(target.shape)} as `config.json` says",
@@ -182,6 +190,27 @@ def read_checkpoint(
                 )
             target.copy_(value)
     return model.eval()
+
+
+def _check_known(names: set[str], stored: dict[str, Path], config: ModelConfig) -> None:
+    """Refuse weights that the model would silently leave out.
+
+    Known and ignored: copies of the embedding and the head that some converters write beside the
+    MTP layer, and the MTP layer itself where the config says that there is none.
+    """
+    mtp = f"model.layers.{config.num_hidden_layers}."
+    ignored = () if config.num_nextn_predict_layers == 0 else ("embed_tokens.", "shared_head.head.")
+    foreign = sorted(
+        name
+        for name in stored
+        if name not in names and not name.startswith(tuple(mtp + part for part in ignored or ("",)))
+    )
+    if foreign:
+        raise MismatchError(
+            expected="weights that all have a place in the model of `config.json`",
+            found=f"{len(foreign)} without one, `{foreign[0]}` first",
+            fix="Use the unquantised release, with the `config.json` that was saved with it",
+        )
 
 
 def _restore_precision(model: Transformer) -> None:
@@ -201,7 +230,7 @@ def _weight_files(directory: Path) -> list[Path]:
         try:
             weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
             names = sorted(set(weight_map.values()))
-        except (json.JSONDecodeError, KeyError) as error:
+        except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
             raise CorruptFileError(
                 expected=f"a weight map in `{index}`",
                 found=str(error),

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from fivefold.errors import ConfigError
+from fivefold.errors import ConfigError, MismatchError
 from fivefold.models.convert import read_checkpoint
 from fivefold.models.generate import Sampling, stream
 from fivefold.text.tokenizer import StreamDecoder, load_tokenizer
@@ -26,6 +26,13 @@ class Talker:
         """
         self._model = read_checkpoint(checkpoint, device=device)
         self._tokenizer = load_tokenizer(checkpoint)
+        rows = self._model.config.vocab_size
+        if self._tokenizer.vocab_size > rows:
+            raise MismatchError(
+                expected=f"a tokenizer of at most {rows} ids, the model's `vocab_size`",
+                found=f"{self._tokenizer.vocab_size} ids in `{checkpoint}`",
+                fix="Put the tokenizer that the model was trained with beside it",
+            )
         self._sampling = sampling
         self._generator = torch.Generator(device).manual_seed(seed)
         self._device = device

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 
 from fivefold.config import apply_overrides
 from fivefold.errors import ConfigError
+from fivefold.recipes.fit import check_fit
 from fivefold.recipes.glm5 import glm5
 from fivefold.recipes.nano import nano
 from fivefold.recipes.small import small
@@ -26,4 +27,6 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> list[Stage]:
         )
     stages = RECIPES[name]()
     configs = apply_overrides({stage.name: stage.config for stage in stages}, overrides)
-    return [stage.with_config(configs[stage.name]) for stage in stages]
+    changed = [stage.with_config(configs[stage.name]) for stage in stages]
+    check_fit(changed)
+    return changed

@@ -1,7 +1,6 @@
 """Starting a run: its directory, manifest, device, log; then its stages in order.
 
-The only place where a device is chosen and the machine's global state (threads, allocator) is
-decided.
+The only place where a device is chosen.
 """
 
 import hashlib

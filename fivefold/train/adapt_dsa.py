@@ -169,10 +169,3 @@ def _check(config: AdaptDsaConfig, model: Transformer) -> None:
             found=f"a `{model.config.model_type}` without one",
             fix="Pre-train with `pretrain.model.index_n_heads` set",
         )
-    if config.index_topk >= config.context_tokens:
-        raise ConfigError(
-            expected=f"`context_tokens` above `index_topk` ({config.index_topk}): up to there "
-            "sparse and dense are the same",
-            found=f"{config.context_tokens} tokens",
-            fix="Lengthen the context or lower `adapt_dsa.index_topk`",
-        )

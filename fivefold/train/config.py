@@ -127,3 +127,14 @@ class AdaptDsaConfig(Config):
     """Only the indexers learn, from dense attention (GLM-5: 1000 steps, rate 5e-3 to 2e-4)."""
     sparse: GradientConfig
     """Everything learns on the selected keys (GLM-5: 20B tokens at a constant 1e-5)."""
+
+    @pydantic.model_validator(mode="after")
+    def _check_topk(self) -> "AdaptDsaConfig":
+        if self.index_topk >= self.context_tokens:
+            raise ConfigError(
+                expected=f"`context_tokens` above `index_topk` ({self.index_topk}): up to there "
+                "sparse and dense are the same",
+                found=f"{self.context_tokens} tokens",
+                fix="Lengthen the context or lower `index_topk`",
+            )
+        return self

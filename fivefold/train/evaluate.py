@@ -175,7 +175,7 @@ def probe_indexers(model: Transformer, rows: Rows, microbatch_rows: int) -> dict
 def record_final(examiner: Examiner, step: int, tokens: int, metrics: StageMetrics) -> Validation:
     """Score all held-out rows at the end of a stage and write the result."""
     final = examiner.on_all_rows()
-    metrics.write(
+    metrics.write_once(
         step,
         {
             "train/tokens": tokens,

@@ -96,7 +96,8 @@ def train(
                 progress.phase, progress.loader = number, None
             if progress.loader is not None:
                 phase.loader.load_state_dict(progress.loader)
-            if progress.step == 0:
+            # Where a stage trains on, the last look of the training before saw the same weights.
+            if progress.step == 0 and origin.step == 0:
                 _look(progress, learner, phase, config, context, origin)
             while progress.tokens < phase.until_tokens:
                 begin, cpu_begin = time.perf_counter(), time.process_time()

@@ -8,6 +8,7 @@ from fivefold.models.transformer import Transformer
 from fivefold.text.tokenizer import Tokenizer
 from fivefold.train.balance import BalanceTracker
 from fivefold.train.progress import Progress
+from fivefold.train.sample import SAMPLING
 
 
 def write_outcome(model: Transformer, tokenizer: Tokenizer, progress: Progress, out: Path) -> None:
@@ -23,7 +24,8 @@ def _write_samples(progress: Progress, page: Path) -> None:
         block = {
             "kind": "samples",
             "title": "The same prompts along training",
-            "note": "Temperature 0.8, top-p 0.9, the same seed each time.",
+            "note": f"Temperature {SAMPLING.temperature}, top-p {SAMPLING.top_p}, "
+            "the same seed each time.",
             "samples": progress.samples,
         }
         write_json(page / "10_samples.json", block)

@@ -9,7 +9,7 @@ from fivefold.models.transformer import Transformer
 from fivefold.text.tokenizer import Tokenizer
 from fivefold.train.config import GradientConfig
 
-_SAMPLING = Sampling(temperature=0.8, top_p=0.9)
+SAMPLING = Sampling(temperature=0.8, top_p=0.9)
 
 
 def make_sampler(
@@ -23,7 +23,7 @@ def make_sampler(
             ids = torch.tensor([tokenizer.prompt_ids(prompt)], device=model.lm_head.weight.device)
             generator = torch.Generator(ids.device).manual_seed(seed)
             new = generate(
-                model, ids, config.sample_tokens, _SAMPLING, generator, tokenizer.stop_ids
+                model, ids, config.sample_tokens, SAMPLING, generator, tokenizer.stop_ids
             )
             label = f"step {step}, {bits_per_byte:.2f} bits/byte"
             text = tokenizer.decode(new[0], skip_special=True)

@@ -12,7 +12,12 @@ from tiny_model import build
 from fivefold.errors import CorruptFileError, MismatchError, MissingFileError, StorageError
 from fivefold.models import convert
 from fivefold.models.convert import read_checkpoint, released_tensors, write_checkpoint
+from fivefold.models.generate import Sampling
 from fivefold.models.preset import preset
+from fivefold.models.talk import Talker
+from fivefold.text.bpe import train_tokenizer
+from fivefold.text.config import TokenizerConfig
+from fivefold.text.tokenizer import Tokenizer
 
 TINY = preset("nano", num_hidden_layers=2, n_routed_experts=4, num_experts_per_tok=2)
 
@@ -109,3 +114,46 @@ def test_bf16_export_keeps_fp32_where_precision_decides(tmp_path: Path) -> None:
     loaded = model.state_dict()
     assert loaded["layers.1.mlp.gate.e_score_correction_bias"].dtype == torch.float32
     assert loaded["layers.1.self_attn.indexer.weights_proj.weight"].dtype == torch.float32
+
+
+@pytest.mark.parametrize("content", ["[]", "3", "{}", '{"weight_map": 4}', "{"])
+def test_malformed_index(checkpoint: Path, content: str) -> None:
+    (checkpoint / "model.safetensors.index.json").write_text(content)
+    with pytest.raises(CorruptFileError, match="weight map"):
+        read_checkpoint(checkpoint)
+
+
+def test_foreign_weights_are_refused_and_known_copies_ignored(checkpoint: Path) -> None:
+    file = checkpoint / "model.safetensors"
+    tensors = load_file(file)
+    embedding = tensors["model.embed_tokens.weight"]
+    tensors["model.layers.2.embed_tokens.weight"] = embedding.clone()
+    tensors["model.layers.2.shared_head.head.weight"] = embedding.clone()
+    save_file(tensors, file)
+    read_checkpoint(checkpoint)
+    tensors["model.layers.0.self_attn.q_b_proj.bias"] = torch.zeros(128)
+    save_file(tensors, file)
+    with pytest.raises(MismatchError, match=r"q_b_proj\.bias"):
+        read_checkpoint(checkpoint)
+
+
+def test_eight_bit_weights_are_refused(checkpoint: Path) -> None:
+    file = checkpoint / "model.safetensors"
+    tensors = load_file(file)
+    name = "model.layers.0.self_attn.o_proj.weight"
+    tensors[name] = tensors[name].to(torch.float8_e4m3fn)
+    save_file(tensors, file)
+    with pytest.raises(MismatchError, match=r"o_proj\.weight.*float8"):
+        read_checkpoint(checkpoint)
+
+
+def test_tokenizer_larger_than_the_model_is_refused(checkpoint: Path, tmp_path: Path) -> None:
+    text = " ".join(f"word{number}" for number in range(3000))
+    Tokenizer(train_tokenizer([text], TokenizerConfig(vocab_size=600))).save_pretrained(tmp_path)
+    write_checkpoint(
+        build(TINY.model_copy(update={"vocab_size": 500})), tmp_path / "checkpoint", dtype=None
+    )
+    for path in tmp_path.glob("*.json"):
+        path.rename(tmp_path / "checkpoint" / path.name)
+    with pytest.raises(MismatchError, match="600 ids"):
+        Talker(tmp_path / "checkpoint", "cpu", Sampling(), seed=0)

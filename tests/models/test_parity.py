@@ -50,6 +50,7 @@ CONFIGS = {
         "nano", model_type="glm4_moe_lite", index_n_heads=None, q_lora_rank=None
     ),
     "deepseek_v3": DEEPSEEK,
+    "deepseek_v32": preset("nano", model_type="deepseek_v32", indexer_rope_interleave=False),
 }
 
 
@@ -85,7 +86,7 @@ def test_logits_match_transformers_within_index_topk(family: str, tmp_path: Path
 
 
 @pytest.mark.parametrize("tokens", [33, 64, 200])
-@pytest.mark.parametrize("family", ["glm_moe_dsa", "glm_moe_dsa_shared_selection"])
+@pytest.mark.parametrize("family", ["glm_moe_dsa", "glm_moe_dsa_shared_selection", "deepseek_v32"])
 @pytest.mark.usefixtures("stable_peer")
 def test_logits_match_transformers_beyond_index_topk(
     family: str, tokens: int, tmp_path: Path

@@ -111,3 +111,20 @@ def test_auto_takes_cuda_where_there_is_one(
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: has_cuda)
     assert resolve_device("auto") == device
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("pretrain.context_tokens=128", "tokens.contexts"),
+        ("tokenizer.tokenizer.vocab_size=4096", "vocab_size"),
+        ("pretrain.model.max_position_embeddings=512", "max_position_embeddings"),
+        ("adapt_dsa.index_topk=4096", "index_topk"),
+        ("pretrain.model.index_n_heads=null", "indexer"),
+    ],
+)
+def test_stages_that_do_not_fit_are_refused_before_the_first_runs(
+    override: str, message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_recipe("nano", [override])
