@@ -8,6 +8,7 @@ shard.
 """
 
 import json
+import logging
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,6 +24,8 @@ from fivefold.models.config import ModelConfig, config_to_released, read_config
 from fivefold.models.indexer import Indexer
 from fivefold.models.moe import Router
 from fivefold.models.transformer import Transformer
+
+logger = logging.getLogger(__name__)
 
 _INDEX = "model.safetensors.index.json"
 _FP32_NAMES = re.compile(r"e_score_correction_bias$|indexer\.weights_proj\.weight$")
@@ -158,6 +161,10 @@ def read_checkpoint(
     stored = _stored_names(files)
     if dtype is None:
         dtype = _head_dtype(stored, directory)
+    mtp = f"model.layers.{config.num_hidden_layers}."
+    if config.num_nextn_predict_layers and not any(name.startswith(mtp) for name in stored):
+        logger.warning("%s holds no MTP layer (transformers saves none): loaded without", directory)
+        config = config.model_copy(update={"num_nextn_predict_layers": 0})
     with torch.device("meta"):
         model = Transformer(config)
     model.to_empty(device=device)
