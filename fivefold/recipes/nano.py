@@ -68,7 +68,7 @@ def _pretrain() -> PretrainConfig:
     return PretrainConfig(
         model=_SHAPE,
         context_tokens=256,
-        total_tokens=1_500_000,
+        total_tokens=1_600_000,
         # Muon's updates have a fixed size, so a short run wants far larger rates than GLM-5's over
         # 27T tokens; found by a sweep, see docs/log.md.
         peak_lr=1.5e-2,
@@ -86,7 +86,7 @@ def _pretrain() -> PretrainConfig:
 
 def _midtrain() -> MidtrainConfig:
     return MidtrainConfig(
-        total_tokens=500_000,
+        total_tokens=600_000,
         kind="linear",
         peak_lr=3e-3,
         final_lr=7.5e-4,
@@ -119,7 +119,7 @@ def _midtrain() -> MidtrainConfig:
     )
 
 
-_SPARSE_TOKENS = 250_000
+_SPARSE_TOKENS = 300_000
 _SPARSE_LR = 7.5e-4
 
 
