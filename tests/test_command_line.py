@@ -259,3 +259,8 @@ def test_run_makes_records_and_a_report_and_goes_on(
     shown = capsys.readouterr().err
     assert "finished before, skipped" in shown
     assert "report.html" in shown
+
+
+def test_flags_take_no_value(fail: Callable[..., str]) -> None:
+    """`--fresh` stands alone: what is refused here is the recipe, not the flag."""
+    assert "recipe" in fail("run", "nowhere", "--fresh")

@@ -1,7 +1,8 @@
 """GLM-4.7-Flash's proportions cut to one accelerator: hours, not minutes.
 
-The same stages as `nano` at 4,096 tokens of context on all the text that the packages hold. On a
-CPU it runs too, slowly; `fivefold plan small` states its cost.
+Data and pre-training at 4,096 tokens of context. The packages hold some 15M tokens, far fewer than
+the 2B that it trains on: give it text of your own with `corpus.files`. `fivefold plan small` states
+its cost.
 """
 
 from fivefold.data.config import CorpusConfig, TokenizerTrainingConfig, TokensConfig

@@ -10,6 +10,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -166,15 +167,21 @@ def test_golden_losses_of_the_fixture_text(finished: Path) -> None:
 
 
 def test_killed_run_resumes_bit_for_bit(finished: Path, tmp_path: Path) -> None:
-    """Kill -9 in the middle of every gradient stage, at different distances from a saved state."""
+    """Kill -9 at random steps of every gradient stage."""
     run = tmp_path / "nano"
     run.mkdir()
     for name in ("manifest.json", "config.json"):
         shutil.copy(finished / name, run / name)
     for stage in ("corpus", "tokenizer", "tokens"):
         shutil.copytree(finished / stage, run / stage)
-    moments = [("pretrain", 1), ("pretrain", 8), ("pretrain", 17), ("midtrain", 4)]
-    moments += [("adapt_dsa", 2), ("adapt_dsa", 8)]
+    seed = int.from_bytes(os.urandom(4), "little")
+    print(f"kill moments drawn with seed {seed}")
+    draw = np.random.default_rng(seed)
+    # No later than that: enough steps remain to be caught before the stage ends.
+    latest = {"pretrain": 17, "midtrain": 4, "dense_control": 2, "adapt_dsa": 8}
+    stages = ["pretrain", "pretrain", "pretrain", "midtrain", "dense_control"]
+    stages += ["adapt_dsa", "adapt_dsa"]
+    moments = [(stage, int(draw.integers(0, latest[stage] + 1))) for stage in stages]
     for stage, kill_after_step in moments:
         process = subprocess.Popen(
             command(run), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
