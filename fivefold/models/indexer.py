@@ -94,10 +94,19 @@ class Indexer(nn.Module):
 @torch.no_grad()
 def select_mask(query: IndexQuery, k: int, visible_BTS: Tensor | None) -> Selection:
     """Mark the kept keys; `visible_BTS` narrows causality further (documents of a packed row)."""
-    scores_BTS = index_scores(*query)
+    q_BTIJ, key_BSJ, weight_BTI = query
+    queries, keys = q_BTIJ.shape[1], key_BSJ.shape[1]
+    places = torch.arange(keys, device=key_BSJ.device)
+    before_TS = places <= places[keys - queries :, None]
+    mask_BTS = (before_TS if visible_BTS is None else visible_BTS).expand(len(q_BTIJ), -1, -1)
+    # The first k places see k keys at most and keep them all; only the others need scores.
+    few = min(max(k - (keys - queries), 0), queries)
+    scores_BTS = index_scores(q_BTIJ[:, few:], key_BSJ, weight_BTI[:, few:])
     if visible_BTS is not None:
-        scores_BTS.masked_fill_(~visible_BTS, -torch.inf)
-    return Selection(query, mask_BTS=selection_mask(scores_BTS, k))
+        scores_BTS.masked_fill_(~visible_BTS[:, few:], -torch.inf)
+    return Selection(
+        query, mask_BTS=torch.cat([mask_BTS[:, :few], selection_mask(scores_BTS, k)], 1)
+    )
 
 
 def select_places(query: IndexQuery, k: int, documents_BS: Tensor | None) -> Selection:

@@ -55,18 +55,29 @@ def selection_mask(scores: Tensor, k: int) -> Tensor:
     `scores` is (..., S) of any floating dtype without NaN; the result is bool of the same shape.
     """
     size = scores.shape[-1]
-    visible = scores > -torch.inf
     if k >= size:
-        return visible
-    values, _ = largest(scores.reshape(-1, size), k)
-    threshold = values.amin(-1).view(*scores.shape[:-1], 1)
-    above = scores > threshold
-    tied = scores == threshold
+        return scores > -torch.inf
+    if not scores.is_cpu:
+        return _mask_by_count(scores, k)
+    rows = scores.reshape(-1, size)
+    values, _ = largest(rows, k + 1)
+    # The (k + 1)-th value: what stands above it is chosen, unless the k-th is equal.
+    left_out = values.amin(-1, keepdim=True)
+    mask = rows > left_out
+    is_tied = ((values == left_out).sum(-1) > 1) & (left_out[:, 0] > -torch.inf)
+    if bool(is_tied.any()):
+        mask[is_tied] = _mask_by_count(rows[is_tied], k)
+    return mask.view(scores.shape)
+
+
+def _mask_by_count(scores: Tensor, k: int) -> Tensor:
+    """Mark what stands above the k-th value, and fill up from the left among its equals."""
+    threshold = largest(scores.reshape(-1, scores.shape[-1]), k)[0].amin(-1)
+    threshold = threshold.view(*scores.shape[:-1], 1)
+    above, tied = scores > threshold, scores == threshold
     room = k - above.sum(-1, keepdim=True, dtype=torch.int32)
-    # Only where looking at values costs no device synchronisation: most rows have no tie to break.
-    if scores.is_cpu and bool((tied.sum(-1, keepdim=True, dtype=torch.int32) == room).all()):
-        return (above | tied) & visible
-    return (above | (tied & (tied.cumsum(-1) <= room))) & visible
+    fills = tied & (tied.cumsum(-1, dtype=torch.int32) <= room)
+    return (above | fills) & (scores > -torch.inf)
 
 
 def mask_to_indices(mask: Tensor, k: int) -> Tensor:
