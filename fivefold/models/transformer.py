@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from fivefold.errors import ConfigError
 from fivefold.models.cache import LatentCache
@@ -51,6 +52,9 @@ class BlockOutput(NamedTuple):
 class Block(nn.Module):
     """x += attention(norm(x)); x += feed_forward(norm(x))."""
 
+    recompute = False
+    """Keep the block's input alone and run it again in the backward pass: memory for time."""
+
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
@@ -70,6 +74,25 @@ class Block(nn.Module):
         forced_TA: Tensor | None = None,
     ) -> BlockOutput:
         """Pass (B, T, D) on; `below` is the selection of the layer below."""
+        if self.recompute and torch.is_grad_enabled():
+            return checkpoint(
+                self._run,
+                x_BTD,
+                around,
+                below,
+                forced_TA,
+                use_reentrant=False,
+                preserve_rng_state=False,
+            )
+        return self._run(x_BTD, around, below, forced_TA)
+
+    def _run(
+        self,
+        x_BTD: Tensor,
+        around: Surroundings,
+        below: Selection | None,
+        forced_TA: Tensor | None,
+    ) -> BlockOutput:
         attended = self.self_attn(self.input_layernorm(x_BTD), around, below)
         x_BTD = x_BTD + attended.y_BTD
         normed_BTD = self.post_attention_layernorm(x_BTD)

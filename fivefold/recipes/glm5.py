@@ -61,6 +61,7 @@ def _pretrain() -> PretrainConfig:
         batch_rows_start=_STEP_TOKENS // 4 // _CONTEXT,
         batch_warmup_fraction=500e9 / total_tokens,
         microbatch_rows=1,
+        compute_dtype="bfloat16",
     )
 
 
@@ -85,6 +86,8 @@ def _midtrain() -> MidtrainConfig:
         mtp_weight=0.1,
         router_bias_rate=0.0,
         microbatch_rows=1,
+        compute_dtype="bfloat16",
+        recompute=True,
         phases=tuple(phases),
     )
 
@@ -95,6 +98,8 @@ def _adapt_dsa() -> AdaptDsaConfig:
         "batch_rows": rows,
         "batch_rows_start": rows,
         "microbatch_rows": 1,
+        "compute_dtype": "bfloat16",
+        "recompute": True,
         "mtp_weight": 0.1,
         "router_bias_rate": 0.0,
     }

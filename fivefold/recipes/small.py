@@ -35,6 +35,7 @@ def small() -> list[Stage]:
                 model=shape,
                 context_tokens=4096,
                 total_tokens=2_000_000_000,
+                compute_dtype="bfloat16",
                 peak_lr=2e-3,
                 final_lr=2e-4,
                 batch_rows=64,

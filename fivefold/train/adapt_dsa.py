@@ -21,6 +21,7 @@ from fivefold.errors import ConfigError
 from fivefold.models.transformer import Transformer
 from fivefold.stage import StageContext
 from fivefold.train.config import AdaptDsaConfig, GradientConfig
+from fivefold.train.cost_curve import write_cost_curve
 from fivefold.train.evaluate import (
     Examiner,
     Validation,
@@ -111,6 +112,8 @@ def adapt_dsa(
     if "control" in inputs:
         rows.append(_measure_control(inputs["control"], examiner, config, inputs, context))
     _write_comparison(rows, out / "page")
+    logger.info("measures what attention costs at %s tokens", list(config.cost_contexts))
+    write_cost_curve(model.config, config.cost_contexts, context.device, out / "page")
     write_outcome(model, tokenizer, done, out)
 
 

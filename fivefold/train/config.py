@@ -1,5 +1,7 @@
 """Configs of the gradient stages."""
 
+from typing import Literal
+
 import pydantic
 
 from fivefold.config import Config, Runtime
@@ -22,6 +24,10 @@ class GradientConfig(ScheduleConfig):
     """Weight of the router's sequence balance loss (DeepSeek-V3 and GLM-4.5: 1e-4)."""
     nonfinite_limit: int = pydantic.Field(default=5, ge=0)
     """Steps in a row that may be skipped for a non-finite gradient before training stops."""
+    compute_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Weights and activations of forward and backward; the optimizer's weights stay fp32."""
+    recompute: Runtime[bool] = False
+    """Keep each layer's input alone and run the layer again in the backward: memory for time."""
     loss_chunk_tokens: int = pydantic.Field(default=2048, gt=0)
     """Tokens whose logits exist at a time."""
     validation_steps: int = pydantic.Field(default=50, gt=0)
@@ -123,6 +129,8 @@ class AdaptDsaConfig(Config):
     """Weights of the sources; None takes those of the `tokens` stage."""
     index_loss_weight: float = pydantic.Field(default=1.0, gt=0)
     """Weight of the indexers' loss beside the language loss in the sparse part."""
+    cost_contexts: Runtime[tuple[int, ...]] = (512, 1024, 2048, 4096, 8192)
+    """Row lengths at which the report measures one layer's attention, dense and sparse; () none."""
     warm_up: GradientConfig
     """Only the indexers learn, from dense attention (GLM-5: 1000 steps, rate 5e-3 to 2e-4)."""
     sparse: GradientConfig

@@ -11,11 +11,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from fivefold.data.loader import RowLoader
 from fivefold.models.transformer import Transformer
 from fivefold.stage import StageContext
 from fivefold.train.balance import BalanceTracker
 from fivefold.train.checkpoint import load_state, save_state
+from fivefold.train.compute import ComputeModel
 from fivefold.train.config import GradientConfig
 from fivefold.train.losses import Objective
 from fivefold.train.optimizer import HybridOptimizer
@@ -86,6 +89,9 @@ def train(
     if saved is not None:
         logger.info("goes on at step %d, %d tokens", progress.step, progress.tokens)
     balance = BalanceTracker(learner.model)
+    compute = ComputeModel(
+        learner.model, getattr(torch, config.compute_dtype), recompute=config.recompute
+    )
     with context.track("training", config.total_tokens, "tokens") as bar:
         bar.advance(progress.tokens)
         for number, phase in enumerate(phases):
@@ -103,7 +109,7 @@ def train(
                 begin, cpu_begin = time.perf_counter(), time.process_time()
                 rows = phase.loader.next_rows(phase.rows_at(progress.tokens))
                 result = train_step(
-                    learner.model,
+                    compute,
                     learner.optimizer,
                     balance,
                     learner.objective,

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from fivefold.data.loader import Rows
-from fivefold.models.transformer import Transformer
 from fivefold.train.balance import BalanceTracker
 from fivefold.train.batch import microbatches
+from fivefold.train.compute import ComputeModel
 from fivefold.train.config import GradientConfig
 from fivefold.train.losses import Objective
 from fivefold.train.optimizer import HybridOptimizer
@@ -34,7 +34,7 @@ class StepResult:
 
 
 def train_step(
-    model: Transformer,
+    compute: ComputeModel,
     optimizer: HybridOptimizer,
     balance: BalanceTracker,
     objective: Objective,
@@ -47,9 +47,11 @@ def train_step(
     """Take one step on `rows`; `tokens_before` is the schedule's place."""
     measured: dict[str, Tensor] = {}
     optimizer.zero_grad()
+    compute.refresh()
     for part in microbatches(rows, microbatch_rows):
-        losses = objective(model, part, rows, tokens_before)
+        losses = objective(compute.model, part, rows, tokens_before)
         losses.total.backward()
+        compute.collect()
         balance.add(losses.main_routing, losses.mtp_routing)
         for name, share in losses.measured.items():
             measured[name] = measured[name] + share if name in measured else share

@@ -57,6 +57,7 @@ SHORT = (
     "dense_control.checkpoint_steps=3",
     "dense_control.validation_rows=8",
     "adapt_dsa.context_tokens=256",
+    "adapt_dsa.cost_contexts=[64,128]",
     "adapt_dsa.warm_up.total_tokens=6000",
     "adapt_dsa.warm_up.batch_rows=4",
     "adapt_dsa.warm_up.checkpoint_steps=3",

@@ -13,6 +13,7 @@ from fivefold.models.transformer import Transformer
 from fivefold.ops.chunked_cross_entropy import IGNORED
 from fivefold.train.balance import BalanceTracker, sequence_balance_loss
 from fivefold.train.batch import make_batch, microbatches
+from fivefold.train.compute import ComputeModel
 from fivefold.train.config import PretrainConfig
 from fivefold.train.losses import language_loss, language_objective
 from fivefold.train.optimizer import HybridOptimizer
@@ -100,7 +101,7 @@ def test_step_lowers_the_loss_on_its_own_rows() -> None:
     config = CONFIG.model_copy(update={"peak_lr": 5e-3})
     losses = [
         train_step(
-            model,
+            ComputeModel(model, torch.float32),
             optimizer,
             tracker,
             language_objective(config),
@@ -127,7 +128,8 @@ def test_nonfinite_gradient_skips_the_update_and_says_so() -> None:
     state = {n: t.clone() for n, t in optimizer.state_dict().items()}
     model.norm.weight.register_hook(lambda gradient: gradient * math.nan)
     tracker, objective = BalanceTracker(model), language_objective(CONFIG)
-    result = train_step(model, optimizer, tracker, objective, ROWS, 0, CONFIG, microbatch_rows=2)
+    compute = ComputeModel(model, torch.float32)
+    result = train_step(compute, optimizer, tracker, objective, ROWS, 0, CONFIG, microbatch_rows=2)
     assert result.is_skipped
     assert all(torch.equal(before[n], t) for n, t in model.state_dict().items())
     assert all(torch.equal(state[n], t) for n, t in optimizer.state_dict().items())
