@@ -39,7 +39,7 @@ def run(
     Example: `fivefold run nano pretrain.total_tokens=2e6`
 
     Args:
-        recipe: Name of a recipe: nano, small or glm5.
+        recipe: Name of a recipe: nano, mini, small or glm5.
         overrides: Changes of single config values.
         run_dir: Where the run lives; `runs/RECIPE` if not given.
         only: Run this stage alone.
@@ -80,7 +80,7 @@ def plan(
     With `--gpus`, print the best layouts for a cluster instead: memory a rank, bubble, MFU, days.
 
     Args:
-        recipe: A recipe (nano, small, glm5), or a preset (mini, glm47_flash, glm45, deepseek_v3).
+        recipe: A recipe (nano, mini, small, glm5), or a preset (glm47_flash, glm45, deepseek_v3).
         overrides: Changes of single config values; for a preset `model.KEY=VALUE`.
         gpus: Accelerators to spread the model over.
         hardware: Their kind: a100, h800, h100, h200 or b200.

@@ -6,11 +6,17 @@ from fivefold.config import apply_overrides
 from fivefold.errors import ConfigError
 from fivefold.recipes.fit import check_fit
 from fivefold.recipes.glm5 import glm5
+from fivefold.recipes.mini import mini
 from fivefold.recipes.nano import nano
 from fivefold.recipes.small import small
 from fivefold.stage import Stage
 
-RECIPES: dict[str, Callable[[], list[Stage]]] = {"nano": nano, "small": small, "glm5": glm5}
+RECIPES: dict[str, Callable[[], list[Stage]]] = {
+    "nano": nano,
+    "mini": mini,
+    "small": small,
+    "glm5": glm5,
+}
 
 
 def load_recipe(name: str, overrides: Sequence[str] = ()) -> list[Stage]:

@@ -161,10 +161,11 @@ def _adapt_dsa() -> AdaptDsaConfig:
         index_topk=_SHAPE.index_topk,
         mixture=_LONG_MIXTURE,
         warm_up=GradientConfig(
-            total_tokens=250_000,
+            total_tokens=200_000,
             kind="linear",
-            peak_lr=5e-3,
-            final_lr=2e-4,
+            # Muon's updates have a fixed size: GLM-5's 5e-3 over 1,000 steps is too little for 50.
+            peak_lr=4e-2,
+            final_lr=2e-3,
             warmup_fraction=0.05,
             sample_count=0,
             **part,

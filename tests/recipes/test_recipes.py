@@ -94,7 +94,7 @@ def test_batch_of_broken_microbatches_is_refused() -> None:
 
 
 def test_unknown_recipe_names_the_known_ones() -> None:
-    with pytest.raises(ConfigError, match="nano, small, glm5"):
+    with pytest.raises(ConfigError, match="nano, mini, small, glm5"):
         load_recipe("nanno")
 
 
