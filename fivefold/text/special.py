@@ -20,21 +20,29 @@ ASSISTANT = "<|assistant|>"
 OBSERVATION = "<|observation|>"
 THINK = "<think>"
 END_THINK = "</think>"
+TOOL_CALL = "<tool_call>"
+END_TOOL_CALL = "</tool_call>"
+ARGUMENT_KEY = "<arg_key>"
+END_ARGUMENT_KEY = "</arg_key>"
+ARGUMENT_VALUE = "<arg_value>"
+END_ARGUMENT_VALUE = "</arg_value>"
 TOOL_RESPONSE = "<tool_response>"
 END_TOOL_RESPONSE = "</tool_response>"
+NO_THINK = "/nothink"
+"""GLM-4.5's switch at the end of a user's message; the format has no use for it since GLM-4.7."""
 
 MARKUP_TOKENS = (
     THINK,
     END_THINK,
-    "<tool_call>",
-    "</tool_call>",
+    TOOL_CALL,
+    END_TOOL_CALL,
     TOOL_RESPONSE,
     END_TOOL_RESPONSE,
-    "<arg_key>",
-    "</arg_key>",
-    "<arg_value>",
-    "</arg_value>",
-    "/nothink",
+    ARGUMENT_KEY,
+    END_ARGUMENT_KEY,
+    ARGUMENT_VALUE,
+    END_ARGUMENT_VALUE,
+    NO_THINK,
 )
 """Tokens that structure an answer and stay visible when special tokens are skipped."""
 
