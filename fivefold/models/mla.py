@@ -24,7 +24,7 @@ from fivefold.models.indexer import (
     select_places,
 )
 from fivefold.models.layer import Linear, RMSNorm
-from fivefold.models.surroundings import Surroundings
+from fivefold.models.surroundings import Attend, Surroundings
 from fivefold.ops.attention import attend_absorbed, attend_documents, attend_expanded
 from fivefold.ops.index_loss import IndexLoss
 from fivefold.ops.rotary import rotate_halves, rotate_pairs, yarn_scale
@@ -73,6 +73,8 @@ class LatentAttention(nn.Module):
 
     def forward(self, x_BTD: Tensor, around: Surroundings, below: Selection | None) -> Attended:
         """Attend from (B, T, D); `below` is the selection of the layer below."""
+        if around.attend is not None:
+            return Attended(self._attend_elsewhere(x_BTD, around, around.attend), None, None)
         rows, queries, _ = x_BTD.shape
         q_latent_BTC, q_nope, q_rope = self._queries(x_BTD, around.turn_BTR)
         latent_BSC, rope_BSR = self._keys(x_BTD, around.turn_BTR)
@@ -91,6 +93,20 @@ class LatentAttention(nn.Module):
         parts = q_nope, q_rope, latent_BSC, rope_BSR, kv_b_HC
         out_BTHV, index_loss = self._attend(parts, around, selection)
         return Attended(self.o_proj(out_BTHV.reshape(rows, queries, -1)), selection, index_loss)
+
+    def _attend_elsewhere(self, x_BTD: Tensor, around: Surroundings, attend: Attend) -> Tensor:
+        """Hand everything that attention needs to the surroundings' own."""
+        q_latent_BTC, q_nope, q_rope = self._queries(x_BTD, around.turn_BTR)
+        query = None
+        if self.indexer is not None:
+            assert q_latent_BTC is not None, "the indexer reads the query latent"
+            with torch.no_grad():
+                key_BTJ = self.indexer.keys(x_BTD, around.turn_BTR)
+                query = self.indexer.query(x_BTD, q_latent_BTC, around.turn_BTR, key_BTJ)
+        kv_b_HC = self.kv_b_proj.weight.view(self.heads, -1, self.latent)
+        parts = q_nope, q_rope, *self._keys(x_BTD, around.turn_BTR), kv_b_HC
+        out_BTHV = attend(self.layer, parts, self.scale, query, self.topk)
+        return self.o_proj(out_BTHV.flatten(2))
 
     def _queries(self, x_BTD: Tensor, turn_BTR: Tensor) -> tuple[Tensor | None, Tensor, Tensor]:
         rows, queries, _ = x_BTD.shape

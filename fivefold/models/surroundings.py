@@ -5,14 +5,18 @@ mask of queries x keys is what sparse attention exists to avoid, and documents a
 one (dense) or told to the selection (sparse).
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
 
 from fivefold.models.cache import LatentCache
 from fivefold.ops.attention_cost import gather_is_faster
+
+if TYPE_CHECKING:
+    from fivefold.models.indexer import IndexQuery
 
 WHOLE_MASK_TOKENS = 2048
 """Longest row for which a mask of queries x keys may exist."""
@@ -24,6 +28,16 @@ IndexerMode = Literal["frozen", "warm_up", "sparse", "probe"]
 - `warm_up`: attention stays dense and they learn from it over all keys.
 - `sparse`: they select, and learn on what they selected.
 - `probe`: attention stays dense; their loss and the mass that they would keep are measured.
+"""
+
+Attend = Callable[
+    [int, tuple[Tensor, Tensor, Tensor, Tensor, Tensor], float, "IndexQuery | None", int], Tensor
+]
+"""(layer, parts, softmax scale, index query, selected keys) -> the heads' outputs (B, T, H, V).
+
+The parts are queries without and with position, the new tokens' latents and rotated keys, and the
+up-projection, as in `ops.attention`. The index query, whose keys are the new tokens' too, is None
+for a layer without an indexer of its own.
 """
 
 
@@ -47,6 +61,8 @@ class Surroundings:
     """Run attention over the latent instead of expanded heads."""
     indexer: IndexerMode
     """What the indexers do."""
+    attend: "Attend | None" = None
+    """Attention over keys that stand elsewhere (a pool), in fixed order; None: the layer's own."""
 
     @property
     def keys(self) -> int:

@@ -1,0 +1,84 @@
+"""Matrix products and activations whose rows do not depend on each other, bit for bit.
+
+A BLAS chooses its kernel by the number of rows, so that one row times a matrix has other rounding
+errors alone than among others. Here rows are padded to tiles of eight, and all tiles are one
+batched product of one shape: a row gets the same bits in any company and at any place.
+`BatchInvariant` puts these functions in the place of torch's while it is entered, for modules that
+know nothing of them; it belongs to the thread that enters it. Source of the idea: He et al. 2025,
+"Defeating nondeterminism in LLM inference".
+
+Surprises: torch computes sigmoids in vectors and what is left over one by one, by another formula,
+so that the last numbers of a tensor differ; a plain exponential does not. And that the bits do not
+depend on the place in a tile is a property of the kernel, not of the rule; the tests check it.
+Products cost about twice a plain one.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+
+TILE_ROWS = 8
+"""Rows of a tile: the fewest that give a place in the tile no influence."""
+
+
+def linear(x: Tensor, weight_YX: Tensor, bias_Y: Tensor | None = None) -> Tensor:
+    """Return x W^T + b over the last axis of `x`, each row by itself; differentiable."""
+    x_TX = x.reshape(-1, x.shape[-1])
+    rows = len(x_TX)
+    tiles = -(-rows // TILE_ROWS)
+    if not rows:
+        return x.new_empty(*x.shape[:-1], len(weight_YX))
+    padded = F.pad(x_TX, (0, 0, 0, tiles * TILE_ROWS - rows))
+    # A copy: the kernel's choice must not depend on where a view begins.
+    if padded.data_ptr() == x_TX.data_ptr():
+        padded = padded.clone()
+    tile_NTX = padded.view(tiles, TILE_ROWS, -1)
+    out_NTY = torch.bmm(tile_NTX, weight_YX.T[None].expand(tiles, -1, -1))
+    out_TY = out_NTY.view(tiles * TILE_ROWS, -1)[:rows]
+    if bias_Y is not None:
+        out_TY = out_TY + bias_Y
+    return out_TY.view(*x.shape[:-1], -1)
+
+
+def sigmoid(x: Tensor) -> Tensor:
+    """Return 1 / (1 + exp(-x)), each number by itself; differentiable."""
+    return 1 / (1 + _decay(x))
+
+
+def silu(x: Tensor) -> Tensor:
+    """Return x / (1 + exp(-x)), each number by itself; differentiable."""
+    return x / (1 + _decay(x))
+
+
+def _decay(x: Tensor) -> Tensor:
+    # Beyond 44 the square of the exponential, which the gradient needs, overflows fp32.
+    return (-x).clamp(max=40.0).exp()
+
+
+class BatchInvariant(TorchFunctionMode):
+    """While entered, `F.linear`, `torch.mm`, `sigmoid` and `F.silu` are those of this module."""
+
+    def __torch_function__(
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        """Replace what depends on other rows, pass everything else on."""
+        kwargs = kwargs or {}
+        if func is F.linear:
+            return linear(*args, **kwargs)
+        if func in (torch.sigmoid, Tensor.sigmoid):
+            return sigmoid(*args)
+        if func is F.silu:
+            return silu(args[0])
+        if func is torch.mm:
+            left, right = args
+            product = linear(left, right.T)
+            out = kwargs.get("out")
+            return product if out is None else out.copy_(product)
+        return func(*args, **kwargs)

@@ -1,0 +1,134 @@
+"""Derived weights of one layer, arranged for few and large operators.
+
+A decode step of a small model on a CPU is nine tenths dispatch, so that what can be multiplied
+together beforehand is: one product makes the query latent, the key-value latent, the rotated key,
+the index key and the index weights; another the absorbed queries of all heads and the index
+queries, the softmax scale included; a third takes the heads' latent context to the residual stream.
+Sources: DeepSeek-V2 report, section 2.1.2 (absorption).
+
+Surprise: heads and keys carry their rotary channels FIRST and always as neighbouring pairs; weights
+of a model that rotates halves are permuted here, which no dot product notices.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fivefold.models.config import ModelConfig
+from fivefold.models.layer import GatedMlp, Linear
+from fivefold.models.mla import LatentAttention
+
+
+class GateUp(NamedTuple):
+    """A gated feed-forward with its two input projections in one."""
+
+    gate_up_XD: Tensor
+    down_DF: Tensor
+
+
+@dataclass(frozen=True)
+class FusedAttention:
+    """Projections of one layer; X = R + C, Y the widths that `in_widths` names."""
+
+    in_YD: Tensor
+    """Rotated key, latent, index key, query latent (or absorbed queries), index weights."""
+    in_bias_Y: Tensor | None
+    in_widths: tuple[int, ...]
+    """Widths of: key row R + C, index key, queries, index weights, padding."""
+    queries_YL: Tensor | None
+    """From the query latent: H x X absorbed queries, I x J index queries; None without latent."""
+    index_weight_ID: Tensor | None
+    """Weights of the index heads where they are fp32 and the model is not."""
+    index_norm: tuple[Tensor, Tensor] | None
+    """Gain and bias of the index key's norm."""
+    out_DY: Tensor
+    """From the heads' latent context."""
+    out_bias_D: Tensor | None
+
+
+@torch.no_grad()
+def fuse_attention(attention: LatentAttention, config: ModelConfig) -> FusedAttention:
+    """Arrange the weights of one attention layer; copies, to be made again after an update."""
+    nope, rope, latent = attention.nope, attention.rope, attention.latent
+    dtype = attention.o_proj.weight.dtype
+    wide = torch.promote_types(dtype, torch.float32)
+    heads = attention.heads
+    kv_b_HYC = attention.kv_b_proj.weight.to(wide).view(heads, -1, latent)
+    up_k_HNC, up_v_HVC = kv_b_HYC.split([nope, kv_b_HYC.shape[1] - nope], dim=1)
+    pairs = _pair_order(rope, is_halves=not config.rope_interleave)
+    from_latent = hasattr(attention, "q_a_proj")
+    q_proj: Linear = attention.q_b_proj if from_latent else attention.q_proj
+    q_HQL = q_proj.weight.to(wide).view(heads, nope + rope, -1)
+    absorbed_HCL = torch.einsum("hnc,hnl->hcl", up_k_HNC, q_HQL[:, :nope])
+    absorbed = torch.cat([q_HQL[:, nope:][:, pairs], absorbed_HCL], 1).flatten(0, 1)
+    absorbed = (absorbed * attention.scale).to(dtype)
+
+    kv_a = attention.kv_a_proj_with_mqa
+    order = torch.cat([latent + pairs, torch.arange(latent)])
+    parts = [kv_a.weight[order]]
+    biases = [None if kv_a.bias is None else kv_a.bias[order]]
+    index_weight, index_norm, queries = None, None, []
+    widths = [rope + latent, 0, 0, 0]
+    if attention.indexer is not None:
+        index_pairs = _pair_order(rope, is_halves=not config.indexer_rope_interleave)
+        indexer = attention.indexer
+        key_order = torch.cat([index_pairs, torch.arange(rope, indexer.head_dim)])
+        parts.append(indexer.wk.weight[key_order])
+        biases.append(None)
+        index_norm = indexer.k_norm.weight[key_order], indexer.k_norm.bias[key_order]
+        wq_IJL = indexer.wq_b.weight.view(indexer.heads, indexer.head_dim, -1)[:, key_order]
+        queries.append(wq_IJL.flatten(0, 1))
+        widths[1] = indexer.head_dim
+        index_weight = indexer.weights_proj.weight.to(wide)
+        index_weight = index_weight * (indexer.heads * indexer.head_dim) ** -0.5
+    q_in = attention.q_a_proj.weight if from_latent else absorbed
+    parts.append(q_in)
+    biases.append(attention.q_a_proj.bias if from_latent else None)
+    widths[2] = len(q_in)
+    if index_weight is not None and dtype == wide:
+        parts.append(index_weight)
+        biases.append(None)
+        widths[3], index_weight = len(index_weight), None
+    # Complex views of a row need an even stride.
+    padding = sum(widths) % 2
+    parts.append(q_in.new_zeros(padding, q_in.shape[1]))
+    biases.append(None)
+    o_DHV = attention.o_proj.weight.to(wide).view(config.hidden_size, heads, -1)
+    out_DY = torch.einsum("dhv,hvc->dhc", o_DHV, up_v_HVC).flatten(1).to(dtype)
+    return FusedAttention(
+        torch.cat(parts),
+        _join_biases(parts, biases),
+        (*widths, padding),
+        torch.cat([absorbed, *queries]) if from_latent else None,
+        index_weight,
+        index_norm,
+        out_DY,
+        attention.o_proj.bias,
+    )
+
+
+@torch.no_grad()
+def fuse_gate_up(mlp: GatedMlp) -> GateUp:
+    """Put the two input projections of a feed-forward into one."""
+    gate_up_XD = torch.cat([mlp.gate_proj.weight, mlp.up_proj.weight])
+    return GateUp(gate_up_XD, mlp.down_proj.weight)
+
+
+def _pair_order(rope: int, *, is_halves: bool) -> Tensor:
+    """Return where the channels of neighbouring pairs stand in the weights."""
+    if not is_halves:
+        return torch.arange(rope)
+    return torch.arange(rope).view(2, -1).T.flatten()
+
+
+def _join_biases(parts: list[Tensor], biases: list[Tensor | None]) -> Tensor | None:
+    if all(bias is None for bias in biases):
+        return None
+    return torch.cat(
+        [
+            part.new_zeros(len(part)) if bias is None else bias
+            for part, bias in zip(parts, biases, strict=True)
+        ]
+    )
