@@ -3,7 +3,9 @@
 Reading order: `pipeline` (the corpus as a list of steps), `config`, `source` (the catalogue),
 `download`, `archive`, `reader`, `extract`, `document`, `ledger`, `dedup`, `split`; then
 `tokenise`, `token_file`, `packing`, `order`, `mixture`, `packed_source`, `loader`. Facts planted in
-text, for long contexts: `planted`, `fact`, `planted_words`, `haystack`, `planted_tokens`. `stages`
+text, for long contexts: `planted`, `fact`, `planted_words`, `haystack`, `planted_tokens`.
+Conversations for fine-tuning: `conversation_config`, `conversation_file`, `conversation_sample`,
+`conversation_ledger`, `conversation_rows`; `attempts` chooses what is worth learning. `stages`
 puts it all into a recipe, `page` and `planted_page` draw it, and `command` serves
 `fivefold data get`. May import `text`, `stage`, `metrics` and the foundation; no torch.
 

@@ -28,7 +28,8 @@ _STATE_VERSION = 1
 class Rows:
     """Some rows of `context_tokens` + 1 places; inputs are [:, :-1], labels [:, 1:].
 
-    A loss is defined where `document[:, i] == document[:, i + 1] >= 0`.
+    A loss is defined where `document[:, i] == document[:, i + 1] >= 0`, and `weight[:, i + 1] > 0`
+    where there are weights.
     """
 
     ids: np.ndarray
@@ -39,6 +40,15 @@ class Rows:
     """Place within the piece, from 0; 0 for padding: int32 [rows, context + 1]."""
     source: np.ndarray
     """Index into the loader's `sources`: int16 [rows]."""
+    weight: np.ndarray | None = None
+    """Factor of each token's loss as a label, 0 for none: float32 [rows, context + 1]; None: 1."""
+
+    def part(self, rows: slice | np.ndarray) -> "Rows":
+        """Return the rows of a slice or with these numbers."""
+        weight = None if self.weight is None else self.weight[rows]
+        return Rows(
+            self.ids[rows], self.document[rows], self.positions[rows], self.source[rows], weight
+        )
 
 
 def assemble_rows(
@@ -61,10 +71,34 @@ def assemble_rows(
     column = (before - row_begin[piece_row])[token_piece] + position
     places = piece_row[token_piece], column
     first = tokens.starts[pack.document[piece]] + pack.start[piece]
-    ids[places] = tokens.ids[first[token_piece] + position]
+    chosen = first[token_piece] + position
+    ids[places] = tokens.ids[chosen]
     document[places] = piece_number[token_piece]
     positions[places] = position
-    return Rows(ids, document, positions, np.full(len(rows), source_index, dtype=np.int16))
+    weight = None
+    if source.weight is not None:
+        weight = np.zeros(shape, dtype=np.float32)
+        weight[places] = source.weight[chosen]
+    return Rows(ids, document, positions, np.full(len(rows), source_index, dtype=np.int16), weight)
+
+
+def assemble_all(sources: Sequence[PackedSource], pad_id: int) -> Rows:
+    """Assemble every row of at least one source, in a fixed order; all or none have weights."""
+    parts = [
+        assemble_rows(source, np.arange(source.pack.rows), pad_id, index)
+        for index, source in enumerate(sources)
+    ]
+    weights = [part.weight for part in parts if part.weight is not None]
+    assert len(weights) in (0, len(parts)), "sources with and without weights"
+    ids, document, positions, number = (
+        np.concatenate([getattr(part, name) for part in parts])
+        for name in ("ids", "document", "positions", "source")
+    )
+    return Rows(ids, document, positions, number, np.concatenate(weights) if weights else None)
+
+
+def _hash(values: np.ndarray) -> str:
+    return xxhash.xxh3_64_hexdigest(np.ascontiguousarray(values).data)
 
 
 def _count_up(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -90,6 +124,7 @@ class RowLoader:
             MismatchError: sources of different contexts or tokenizers.
             ConfigError: no source, or impossible mixture weights.
         """
+        assert len({source.weight is None for source in sources}) < 2, "weights of all or none"
         contexts = {source.pack.context_tokens for source in sources}
         tokenizers = {source.tokens.manifest.tokenizer_hash for source in sources}
         if len(contexts) > 1 or len(tokenizers) > 1:
@@ -203,6 +238,7 @@ class RowLoader:
             "tokenizer": self._sources[0].tokens.manifest.tokenizer_hash,
             "tokens": {
                 source.name: f"{source.tokens.manifest.sha256[:16]}/{source.pack.content_hash}"
+                + ("" if source.weight is None else f"/{_hash(source.weight)}")
                 for source in self._sources
             },
             "mixture": self._config.model_dump(mode="json"),
@@ -228,6 +264,9 @@ class RowLoader:
     def _assemble(self, source: np.ndarray, number: np.ndarray) -> Rows:
         shape = (len(source), self.context_tokens + 1)
         ids, document, positions = (np.empty(shape, dtype=np.int32) for _ in range(3))
+        weight = None
+        if self._sources[0].weight is not None:
+            weight = np.empty(shape, dtype=np.float32)
         for index, packed in enumerate(self._sources):
             places = np.flatnonzero(source == index)
             if len(places):
@@ -236,7 +275,9 @@ class RowLoader:
                 )
                 ids[places], document[places] = part.ids, part.document
                 positions[places] = part.positions
-        return Rows(ids, document, positions, source.astype(np.int16))
+                if weight is not None:
+                    weight[places] = part.weight
+        return Rows(ids, document, positions, source.astype(np.int16), weight)
 
     def _row_numbers(self, packed: PackedSource, number: np.ndarray) -> np.ndarray:
         """Map running numbers to rows of the pack, epoch by epoch."""
@@ -255,22 +296,14 @@ def read_heldout_rows(directory: Path, context_tokens: int, pad_id: int) -> Rows
 
     `Rows.source` counts the held-out sources of `tokens.json` in their order.
     """
-    parts = [
-        assemble_rows(source, np.arange(source.pack.rows), pad_id, index)
-        for index, source in enumerate(open_sources(directory, context_tokens, "heldout"))
-    ]
-    if not parts:
+    sources = open_sources(directory, context_tokens, "heldout")
+    if not sources:
         raise ConfigError(
             expected=f"held-out documents in `{directory}`",
             found="none",
             fix="Raise `corpus.heldout_bytes` or add text to the corpus",
         )
-    return Rows(
-        *(
-            np.concatenate([getattr(part, name) for part in parts])
-            for name in ("ids", "document", "positions", "source")
-        )
-    )
+    return assemble_all(sources, pad_id)
 
 
 def open_loader(

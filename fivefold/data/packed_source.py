@@ -25,6 +25,8 @@ class PackedSource:
     name: str
     tokens: TokenFile
     pack: Pack
+    weight: np.ndarray | None = None
+    """Factor of the loss of each token as a label, 0 for none: float32 [tokens]; None: all 1."""
 
     @property
     def pack_tokens(self) -> int:

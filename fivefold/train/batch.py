@@ -24,12 +24,15 @@ class Batch:
     ahead_BT: list[Tensor]
     """For depth k = 1, 2, ...: the token k places ahead of each position, int64 (B, T)."""
     labels_BT: list[Tensor]
-    """For depth k = 0, 1, ...: the token k + 1 places ahead, or IGNORED beyond the document."""
+    """For depth k = 0, 1, ...: the token k + 1 places ahead, or IGNORED beyond the document and
+    where that token is not learned."""
+    weights_BT: list[Tensor] | None
+    """Factor of the loss of each label, fp32 (B, T) a depth; None: all 1."""
 
 
 def label_counts(rows: Rows, depths: int) -> list[int]:
     """Return the number of labels of depths 0 to `depths`: the losses' denominators."""
-    return [int(_continues(rows.document, depth + 1).sum()) for depth in range(depths + 1)]
+    return [int(_has_label(rows, depth + 1).sum()) for depth in range(depths + 1)]
 
 
 def make_batch(
@@ -44,7 +47,7 @@ def make_batch(
     labels, ahead = [], []
     for depth in range(depths + 1):
         shifted = _shift(ids, depth + 1, context)
-        valid = torch.from_numpy(_continues(rows.document, depth + 1))
+        valid = torch.from_numpy(_has_label(rows, depth + 1))
         labels.append(torch.where(valid, shifted, IGNORED).to(device))
         if depth:
             ahead.append(_shift(ids, depth, context).to(device))
@@ -54,20 +57,32 @@ def make_batch(
     single = single and not (keeps_padding and bool((inputs_document < 0).any()))
     documents = None if single else torch.from_numpy(inputs_document).to(device)
     positions = torch.from_numpy(rows.positions[:, :-1].astype(np.int64)).to(device)
-    return Batch(ids[:, :-1].to(device), positions, documents, ahead, labels)
+    weights = None
+    if rows.weight is not None:
+        weight = torch.from_numpy(rows.weight)
+        weights = [_shift(weight, depth + 1, context).to(device) for depth in range(depths + 1)]
+    return Batch(ids[:, :-1].to(device), positions, documents, ahead, labels, weights)
 
 
 def microbatches(rows: Rows, size: int) -> Iterator[Rows]:
     """Cut rows into parts of `size`."""
     for begin in range(0, len(rows.ids), size):
-        part = slice(begin, begin + size)
-        yield Rows(rows.ids[part], rows.document[part], rows.positions[part], rows.source[part])
+        yield rows.part(slice(begin, begin + size))
 
 
 def _shift(ids: Tensor, places: int, context: int) -> Tensor:
     """Return ids[:, i + places] for i < context; beyond the row, its last id (never a label)."""
     index = (torch.arange(context) + places).clamp_max(ids.shape[1] - 1)
     return ids[:, index]
+
+
+def _has_label(rows: Rows, places: int) -> np.ndarray:
+    """Is the token `places` ahead in the same document, and learned? bool [rows, context]."""
+    result = _continues(rows.document, places)
+    if rows.weight is not None:
+        context = result.shape[1]
+        result[:, : context + 1 - places] &= rows.weight[:, places:] > 0
+    return result
 
 
 def _continues(document: np.ndarray, places: int) -> np.ndarray:

@@ -73,9 +73,7 @@ class Examiner:
         """Choose `config.validation_rows` rows, spread evenly, for validations on the way."""
         count = min(config.validation_rows, len(rows.ids))
         chosen = np.linspace(0, len(rows.ids) - 1, count).round().astype(np.int64)
-        self.some = Rows(
-            rows.ids[chosen], rows.document[chosen], rows.positions[chosen], rows.source[chosen]
-        )
+        self.some = rows.part(chosen)
         self.all = rows
         self._model = model
         self._token_bytes = token_bytes

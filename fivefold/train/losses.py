@@ -2,6 +2,7 @@
 
 Each loss is a mean over the labels of the GLOBAL batch, so that microbatching and packing change
 nothing: an objective sees the whole step's rows for its denominators, and the part that it runs.
+Weights of tokens, where rows have them, multiply losses and stay out of the denominators.
 """
 
 from collections.abc import Callable
@@ -121,11 +122,14 @@ def language_loss(
         mtp_routing += [] if routing is None else [routing]
     scale = torch.tensor([1.0] + [mtp_weight / max(depths, 1)] * depths, device=device)
     tokens = batch.ids_BT.numel()
+    factors = (scale / denominators).repeat_interleave(tokens)
+    if batch.weights_BT is not None:
+        factors = factors * torch.cat([weights.flatten() for weights in batch.weights_BT])
     loss, logprobs = chunked_loss_and_logprobs(
         torch.cat([state.flatten(0, 1) for state in states]),
         model.lm_head.weight,
         torch.cat([labels.flatten() for labels in batch.labels_BT]),
-        (scale / denominators).repeat_interleave(tokens),
+        factors,
         chunk_tokens=chunk_tokens,
     )
     nats = -logprobs.view(depths + 1, tokens).sum(1) / denominators

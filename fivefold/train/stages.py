@@ -5,6 +5,7 @@ from pathlib import Path
 
 from fivefold.stage import Stage, StageContext
 from fivefold.train.config import AdaptDsaConfig, MidtrainConfig, PretrainConfig
+from fivefold.train.sft_config import SftConfig
 
 
 class PretrainStage(Stage):
@@ -47,3 +48,19 @@ class AdaptDsaStage(Stage):
         from fivefold.train.adapt_dsa import adapt_dsa
 
         adapt_dsa(self.config, inputs, out, context)
+
+
+class SftStage(Stage):
+    """Fine-tune on conversations; needs `start`, `tokenizer`, `conversations`, makes `checkpoint/`.
+
+    `conversations` is a directory with `*.jsonl`, one conversation a line.
+    """
+
+    what = "learns from conversations"
+    config: SftConfig
+
+    def execute(self, inputs: Mapping[str, Path], out: Path, context: StageContext) -> None:
+        """Train, or go on from the last saved state."""
+        from fivefold.train.sft import sft
+
+        sft(self.config, inputs, out, context)
