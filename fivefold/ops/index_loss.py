@@ -231,7 +231,7 @@ def _mass(target_BTS: Tensor, scores_BTS: Tensor, block: QueryBlock, k: int) -> 
     """Return the three sums of `AttentionMass` for one block."""
     size, keys = target_BTS.shape[1:]
     selected = (target_BTS * selection_mask(scores_BTS, k)).sum()
-    best = largest(target_BTS.flatten(0, 1), min(k, keys))[0].sum()
+    best = largest(target_BTS.flatten(0, 1), min(k, keys)).sum()
     is_recent_TS = torch.ones(size, keys, dtype=torch.bool, device=target_BTS.device)
     recent = (target_BTS * is_recent_TS.triu_(keys - size - k + 1)).sum()
     return torch.stack([selected, best, recent])

@@ -1,11 +1,10 @@
-"""Ranking by groups finds the values of a full sort, and names places that hold them."""
+"""The largest values of a row are those of a full sort, the least of them first."""
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fivefold.ops import select_topk
 from fivefold.ops.select_topk import largest
 
 
@@ -17,19 +16,15 @@ from fivefold.ops.select_topk import largest
     hidden=st.sampled_from([0.0, 0.5, 1.0]),
     seed=st.integers(0, 1000),
 )
-def test_values_are_those_of_a_sort_and_places_hold_them(
-    size: int, n: int, values: int, hidden: float, seed: int
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_values_are_those_of_a_sort_and_the_least_comes_first(
+    dtype: torch.dtype, size: int, n: int, values: int, hidden: float, seed: int
 ) -> None:
     generator = torch.Generator().manual_seed(seed)
-    scores = torch.randint(0, values, (5, size), generator=generator).float()
+    scores = torch.randint(0, values, (5, size), generator=generator).to(dtype)
     scores[torch.rand(5, size, generator=generator) < hidden] = -torch.inf
     n = min(n, size)
-    with pytest.MonkeyPatch.context() as patch:
-        # Group even these short rows, as often as their length allows.
-        patch.setattr(select_topk, "_FEW", 0)
-        found, places = largest(scores, n)
-    assert torch.equal(
-        found.sort(-1, descending=True).values, scores.sort(-1).values.flip(-1)[:, :n]
-    )
-    assert torch.equal(scores.gather(1, places), found)
-    assert all(len(set(row)) == n for row in places.tolist())
+    found = largest(scores, n)
+    assert found.dtype == dtype
+    assert torch.equal(found.sort(-1).values, scores.sort(-1).values[:, -n:])
+    assert torch.equal(found[:, 0], found.amin(-1))
