@@ -1,0 +1,51 @@
+"""A Python function of one's own as a task: `function(index, seed)` returns a row.
+
+The function runs in this process, for making a problem is part of the run; the reward function that
+its row may name runs in a worker (`fivefold.verify`). It should depend on its two arguments alone:
+that is what makes a run repeatable and a restart exact.
+"""
+
+from fivefold.envs.config import FunctionTaskConfig
+from fivefold.envs.row import read_row
+from fivefold.envs.task import Problem, TaskError
+from fivefold.errors import ConfigError
+from fivefold.verify.target import load_target
+
+
+class FunctionTask:
+    """Problems that a function makes."""
+
+    def __init__(self, config: FunctionTaskConfig) -> None:
+        """Import the function.
+
+        Raises:
+            ConfigError: it cannot be imported.
+        """
+        self._config = config
+        self._function = load_target(config.target)
+        self.name = config.target.rpartition(":")[2]
+        """The function's name."""
+        self.size = config.size
+        """As configured."""
+
+    def problem(self, index: int) -> Problem:
+        """Return the problem that the function makes for an index.
+
+        Raises:
+            TaskError: the function raised, or returned no usable row.
+        """
+        config = self._config
+        number = index if config.size is None else index % config.size
+        try:
+            row = self._function(number, config.seed)
+        except Exception as error:
+            raise TaskError(
+                expected=f"a row from `{config.target}` for index {number}",
+                found=f"{type(error).__name__}: {error}",
+                fix="Correct the function; it is called as `function(index, seed)`",
+            ) from error
+        where = f"{self.name}({number}, {config.seed})"
+        try:
+            return read_row(row, task=self.name, index=index, where=where, verifier=config.verifier)
+        except ConfigError as error:
+            raise TaskError(expected=error.expected, found=error.found, fix=error.fix) from error
