@@ -1,7 +1,8 @@
 """Root-mean-square normalisation.
 
 Source: Zhang and Sennrich 2019, equation 4. Surprise: the mean of squares is taken in fp32 even for
-bf16 input, and the gain multiplies after the cast back, as in the released models.
+bf16 input, and the gain multiplies after the cast back, as in the released models. The result has
+the gain's dtype: an fp32 residual stream enters bf16 matrix products here.
 """
 
 from typing import Any
@@ -15,7 +16,7 @@ def reference(x: Tensor, gain: Tensor, eps: float) -> Tensor:
     """Scale each row of (..., D) to unit root-mean-square, then by `gain` (D,)."""
     wide = x if x.dtype == torch.float64 else x.float()
     inverse_rms = torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
-    return (wide * inverse_rms).to(x.dtype) * gain
+    return (wide * inverse_rms).to(gain.dtype) * gain
 
 
 def rms_norm(x: Tensor, gain: Tensor, eps: float) -> Tensor:
@@ -30,7 +31,7 @@ def _normalise(x: Tensor, gain: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     wide = x if x.dtype == torch.float64 else x.float()
     length = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
     inverse_rms = length.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
-    return (wide * inverse_rms).to(x.dtype) * gain, inverse_rms
+    return (wide * inverse_rms).to(gain.dtype) * gain, inverse_rms
 
 
 class _RmsNorm(torch.autograd.Function):

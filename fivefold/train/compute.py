@@ -3,8 +3,9 @@
 The optimizer's weights stay fp32, for a bf16 weight has no bits for small updates. Under
 `compute_dtype: bfloat16` each step casts them once into a copy, runs on the copy, where matrix
 products take bf16 and accumulate in fp32, and adds each microbatch's gradients up in fp32. Source:
-Micikevicius et al. 2018 (arXiv 1710.03740), section 3.1. Surprise: routers and the indexers' head
-weights stay fp32 in the copy too; a rounded score chooses other experts and other keys.
+Micikevicius et al. 2018 (arXiv 1710.03740), section 3.1. Surprise: some weights stay fp32 in the
+copy too. Embeddings do, so that the residual stream, which every layer adds to, is fp32 and each
+norm casts it; routers and index head weights do, for a rounded score chooses other experts or keys.
 """
 
 import copy
@@ -62,7 +63,8 @@ class ComputeModel:
 
 
 def _exact_parameters(model: Transformer) -> set[nn.Parameter]:
-    """Return what decides by comparing scores: router weights and index head weights."""
+    """Return what starts the residual stream or decides by comparing scores."""
     exact = {module.weight for module in model.modules() if isinstance(module, Router)}
+    exact.add(model.embed_tokens.weight)
     named = model.named_parameters()
     return exact | {value for name, value in named if name.endswith("weights_proj.weight")}

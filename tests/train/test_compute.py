@@ -78,13 +78,13 @@ def test_microbatches_add_up_in_fp32() -> None:
     assert all(torch.equal(twice[name], 2 * once[name]) for name in once)
 
 
-def test_router_and_index_head_weights_are_not_rounded() -> None:
+def test_embeddings_routers_and_index_head_weights_are_not_rounded() -> None:
     model = build(TINY)
     compute = ComputeModel(model, torch.bfloat16)
     compute.refresh()
     copies = dict(compute.model.named_parameters())
     for name, weight in model.named_parameters():
-        is_exact = name.endswith(("mlp.gate.weight", "weights_proj.weight"))
+        is_exact = name.endswith(("mlp.gate.weight", "weights_proj.weight", "embed_tokens.weight"))
         assert copies[name].dtype == (torch.float32 if is_exact else torch.bfloat16), name
         assert torch.equal(copies[name], weight.to(copies[name].dtype))
 
