@@ -5,7 +5,9 @@ splits words with spaCy where that is installed; without it the peer is given ou
 is several times as fast, and the JSON says so (`peer_words`). `detail` holds the other
 measurements, each of interleaved pairs too: MinHash signatures with shingling against datasketch,
 and our speed on the DCLM chain and on Bloom. Pages: a finished corpus (`--corpus`), else the texts
-of installed packages.
+of installed packages. From `--html SOURCE` (a path, or a name of the catalogue)
+also extraction and the whole path from HTML to documents and to tokens, with each step's share of
+the time.
 """
 
 import argparse
@@ -29,12 +31,27 @@ from datatrove.pipeline.filters import (
 )
 from harness import add_options, compare, pair_count
 
-from fivefold.data.curate.config import BloomConfig, HeuristicsConfig, MinHashConfig
+from fivefold.data.curate.config import (
+    BloomConfig,
+    ExtractConfig,
+    HeuristicsConfig,
+    LanguageConfig,
+    MinHashConfig,
+)
 from fivefold.data.curate.heuristics import judge
+from fivefold.data.curate.language import load_identifier
 from fivefold.data.curate.minhash import text_signature
 from fivefold.data.curate.paragraph_dedup import ParagraphDedup
+from fivefold.data.curate.raw_page import RawPage, read_shard
+from fivefold.data.curate.shard import find_shards
+from fivefold.data.curate.web_page import extract_page
 from fivefold.data.curate.words import count_sentences, treebank_words, unicode_words
+from fivefold.data.dedup import text_fingerprint
 from fivefold.data.document import read_documents
+from fivefold.errors import DownloadError
+from fivefold.text.bpe import train_tokenizer
+from fivefold.text.config import TokenizerConfig
+from fivefold.text.tokenizer import Tokenizer
 
 _PAGE_CHARACTERS = 7000
 """Mean length of a page of the web after extraction."""
@@ -140,18 +157,86 @@ def other_measurements(pages: Sequence[str], pairs: int) -> dict[str, Any]:
     }
 
 
+def read_html(source: str, bytes_at_most: int) -> list[bytes]:
+    """Return raw pages of a source, up to a number of bytes; none where it cannot be had."""
+    pages, size = [], 0
+    try:
+        shards = find_shards([source])
+    except DownloadError:
+        # Without a network there is nothing to measure this part on; the JSON then lacks it.
+        return []
+    for shard in shards:
+        for found in read_shard(shard, ExtractConfig()):
+            if isinstance(found, RawPage) and found.form == "html" and size < bytes_at_most:
+                pages.append(found.content)
+                size += len(found.content)
+    return pages
+
+
+def measure_path(html: Sequence[bytes], pairs: int) -> dict[str, Any]:
+    """Return MB/s of processor time from HTML on, and the share of each step.
+
+    MB of HTML for extraction; MB of extracted text for the whole path, in memory and on one core.
+    """
+    heuristics, minhash = HeuristicsConfig(), MinHashConfig()
+    identify, language = load_identifier(""), LanguageConfig()
+    texts = [extract_page(page, "html").text for page in html]
+    sample = iter(texts[: max(1, len(texts) // 4)])
+    tokenizer = Tokenizer(train_tokenizer(sample, TokenizerConfig(vocab_size=4096)))
+    runs: list[dict[str, float]] = []
+    for _ in range(pairs):
+        spent: dict[str, float] = {}
+        clock = time.process_time()
+
+        def lap(name: str, spent: dict[str, float] = spent) -> None:
+            nonlocal clock
+            now = time.process_time()
+            spent[name], clock = now - clock, now
+
+        texts = [extract_page(page, "html").text for page in html]
+        lap("extract")
+        english = [text for text in texts if identify(text)[0] in language.keep]
+        lap("language")
+        verdicts = [judge(text, heuristics, "en") for text in english]
+        kept = [verdict.text for verdict in verdicts if verdict.is_kept]
+        lap("heuristics")
+        for text in kept:
+            text_fingerprint(text)
+            text_signature(text, minhash)
+        lap("minhash")
+        rule = ParagraphDedup(BloomConfig())
+        left = [verdict.text for text in kept if (verdict := rule.judge(text)).is_kept]
+        lap("bloom")
+        tokenizer.encode_batch(left)
+        lap("tokenise")
+        runs.append(spent)
+    spent = {name: statistics.median(run[name] for run in runs) for name in runs[0]}
+    total = sum(spent.values())
+    text_mb = sum(len(text.encode()) for text in texts) / 1e6
+    return {
+        "html_mb": round(sum(map(len, html)) / 1e6, 2),
+        "text_mb": round(text_mb, 2),
+        "extract_html_mb_per_s": round(sum(map(len, html)) / 1e6 / spent["extract"], 2),
+        "path_text_mb_per_s": round(text_mb / total, 3),
+        "path_without_tokens_text_mb_per_s": round(text_mb / (total - spent["tokenise"]), 3),
+        "path_shares": {name: round(seconds / total, 3) for name, seconds in spent.items()},
+    }
+
+
 def main() -> None:
     """Measure documents a second."""
     parser = argparse.ArgumentParser(description=__doc__)
     add_options(parser)
     parser.add_argument("--pages", type=int, default=0, help="default 400, quick 150")
     parser.add_argument("--corpus", default="", help="a .jsonl.zst of documents")
+    parser.add_argument("--html", default="sqlite-doc", help="HTML to measure the whole path on")
     options = parser.parse_args()
     options.threads = 1
 
     pages = read_pages(options.corpus, options.pages or (150 if options.quick else 400))
     config = HeuristicsConfig(mode="datatrove")
     words, peer_keeps = peer_chain()
+    html = read_html(options.html, 5_000_000 if options.quick else 20_000_000)
     kept = [judge(page, config, "en").is_kept for page in pages]
     agreed = sum(a == peer_keeps(page) for a, page in zip(kept, pages, strict=True))
     compare(
@@ -168,6 +253,7 @@ def main() -> None:
             "kept_share": round(sum(kept) / len(pages), 3),
             "same_verdict_share": round(agreed / len(pages), 4),
             **other_measurements(pages, pair_count(options)),
+            **(measure_path(html, pair_count(options)) if html else {}),
         },
     )
 

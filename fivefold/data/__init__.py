@@ -6,8 +6,9 @@ Reading order: `pipeline` (the corpus as a list of steps), `config`, `source` (t
 text, for long contexts: `planted`, `fact`, `planted_words`, `haystack`, `planted_tokens`.
 Conversations for fine-tuning: `conversation_config`, `conversation_file`, `conversation_sample`,
 `conversation_ledger`, `conversation_rows`; `attempts` chooses what is worth learning. `stages`
-puts it all into a recipe, `page` and `planted_page` draw it, and `command` serves
-`fivefold data get`. May import `text`, `stage`, `metrics` and the foundation; no torch.
+puts it all into a recipe, `page` and `planted_page` draw it, `command` serves `fivefold data get`
+and `command_line` names the flags of all of `fivefold data`. Web curation has a room of its own,
+`curate`. May import `text`, `stage`, `metrics` and the foundation; no torch.
 
 Glossary: a *document* is one text with its origin; a *piece* is a span of one tokenised document;
 a *row* is `context_tokens + 1` ids that a model sees at once, so that every place has its next

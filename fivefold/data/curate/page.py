@@ -1,0 +1,103 @@
+"""Blocks of the report that show what curation did: funnel, reasons, languages, dropped samples."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fivefold.data.curate.account import Account, Sample
+from fivefold.data.page import write_block
+
+if TYPE_CHECKING:
+    from fivefold.data.curate.summary import Summary
+
+_SAMPLES_PER_REASON = 2
+_MOST_LANGUAGES = 20
+
+
+def curation_page(folder: Path, accounts: Mapping[str, Account], summary: "Summary") -> None:
+    """Write the blocks of a finished run of curation into `folder`."""
+    first = next(iter(accounts.values()))
+    write_block(
+        folder,
+        "01_funnel",
+        "bars",
+        "Pages left after each step",
+        "What comes in is kept, dropped for a reason, or quarantined with a trace.",
+        x_label="step",
+        y_label="documents",
+        bars=[
+            {"name": "pages in", "value": first.documents_in},
+            *({"name": f"after {name}", "value": a.documents_out} for name, a in accounts.items()),
+        ],
+    )
+    write_block(
+        folder,
+        "02_reasons",
+        "table",
+        "What was dropped, and why",
+        "The share is of the documents that came into that step; of edits, their characters.",
+        columns=["step", "reason", "count", "share, %"],
+        rows=reason_rows(accounts),
+    )
+    facts = summary.to_json()
+    languages = list(facts["languages"].items())
+    write_block(
+        folder,
+        "03_languages",
+        "bars",
+        "Languages",
+        "Documents that stayed, by language.",
+        x_label="language",
+        y_label="documents",
+        bars=_bars(languages[:_MOST_LANGUAGES]),
+    )
+    write_block(
+        folder,
+        "30_lengths",
+        "bars",
+        "Document lengths",
+        "Characters of a document that stayed.",
+        x_label="characters",
+        y_label="documents",
+        bars=_bars(list(facts["lengths"].items())),
+    )
+    write_block(
+        folder,
+        "50_dropped",
+        "samples",
+        "Dropped, as it read",
+        "A few documents or spans for each reason; the rule's span stands between brackets.",
+        samples=[
+            {"label": reason, "prompt": f"{sample['url']} ", "text": mark(sample)}
+            for account in accounts.values()
+            for reason, samples in sorted(account.samples.items())
+            for sample in samples[:_SAMPLES_PER_REASON]
+        ],
+    )
+
+
+def _bars(counts: list[tuple[str, int]]) -> list[dict[str, str | int]]:
+    return [{"name": name, "value": count} for name, count in counts]
+
+
+def reason_rows(accounts: Mapping[str, Account]) -> list[list[Any]]:
+    """Return step, reason, count and share in percent; the largest of each step first."""
+    rows: list[list[Any]] = []
+    for step, account in accounts.items():
+        lost = {**account.drops}
+        if account.quarantined:
+            lost["quarantined"] = len(account.quarantined)
+        total = max(1, account.documents_in)
+        for reason, count in sorted(lost.items(), key=lambda item: (-item[1], item[0])):
+            rows.append([step, reason, count, round(100 * count / total, 2)])
+        characters = max(1, account.characters_in)
+        for reason, count in sorted(account.edits.items(), key=lambda item: (-item[1], item[0])):
+            share = round(100 * account.edited_characters[reason] / characters, 2)
+            rows.append([step, f"{reason} (edits)", count, share])
+    return rows
+
+
+def mark(sample: Sample) -> str:
+    """Return a sample as one text, what the rule found between brackets."""
+    marked = f"[[{sample['marked']}]]" if sample["marked"] else ""
+    return f"{sample['before']}{marked}{sample['after']}"

@@ -1,0 +1,159 @@
+"""What goes into curation: the files behind paths and catalogue names, each with a way to read it.
+
+A shard is one file: a WARC, a package archive, rows (JSON lines, Parquet) or a page (HTML, plain
+text). A directory stands for every such file below it. The order of shards is that of their
+sources and names, whatever the file system says. A shard is the smallest share of work: crawls come
+as many files; a single huge one should be split.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from fivefold.data.download import Tools, cache_directory, fetch_archive
+from fivefold.data.extract import Form
+from fivefold.data.source import CATALOGUE, Source, stdlib_directory
+from fivefold.errors import ConfigError, MissingFileError
+
+Kind = Literal["warc", "archive", "rows", "table", "page"]
+"""How a shard holds pages."""
+
+_KINDS: dict[str, Kind] = {
+    ".warc": "warc",
+    ".warc.gz": "warc",
+    ".warc.zst": "warc",
+    ".jsonl": "rows",
+    ".jsonl.zst": "rows",
+    ".parquet": "table",
+    ".deb": "archive",
+    ".whl": "archive",
+    ".zip": "archive",
+    ".tar": "archive",
+    ".tar.gz": "archive",
+    ".tgz": "archive",
+    ".tar.xz": "archive",
+    ".tar.zst": "archive",
+    ".html": "page",
+    ".htm": "page",
+    ".xhtml": "page",
+    ".txt": "page",
+    ".md": "page",
+}
+READABLE = ", ".join(_KINDS)
+_PAGES = r".*\.(?:x?html?|txt|md)(?:\.gz)?"
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One input file and how to read it."""
+
+    path: Path
+    source: str
+    """Name that its documents carry where they bring none."""
+    name: str
+    """Path below its source: the beginning of its pages' addresses where they bring none."""
+    kind: Kind
+    form: Form = "html"
+    """How the bytes of a page hold text, where its name does not tell."""
+    members: str = _PAGES
+    """Pattern of the names of an archive's pages."""
+    lang: str = ""
+    licence: str = ""
+    furniture: str = ""
+    """Pattern of text that is no content."""
+
+
+def find_shards(
+    sources: Sequence[str | Path], cache_dir: str = "~/.cache/fivefold", tools: Tools | None = None
+) -> list[Shard]:
+    """Return the shards behind paths and catalogue names; packages are downloaded if need be.
+
+    Raises:
+        MissingFileError: neither a path nor a name of the catalogue.
+        ConfigError: a file of an unknown kind, or a directory without readable files.
+        DownloadError: a package cannot be had.
+    """
+    shards: list[Shard] = []
+    taken: set[str] = set()
+    for given in sources:
+        path = Path(given).expanduser()
+        if path.is_dir():
+            shards += _directory(path, _unused_name(path, taken))
+        elif path.is_file():
+            kind = shard_kind(path.name)
+            if kind is None:
+                raise ConfigError(
+                    expected=f"a file that ends in {READABLE}",
+                    found=f"`{given}`",
+                    fix="Convert it, for example to JSON lines with a field `text`",
+                )
+            name = _unused_name(path, taken)
+            shards.append(Shard(path, name, path.name, kind, page_form(path.name)))
+        elif str(given) in CATALOGUE:
+            taken.add(str(given))
+            shards += _catalogue(CATALOGUE[str(given)], cache_dir, tools or Tools())
+        else:
+            raise MissingFileError(
+                expected=f"a path, or a name of the catalogue, instead of `{given}`",
+                found="no such file and no such name",
+                fix=f"Correct it; the catalogue has {', '.join(sorted(CATALOGUE))}",
+            )
+    return sorted(shards, key=lambda shard: (shard.source, shard.name))
+
+
+def shard_kind(name: str) -> Kind | None:
+    """Return how a file of this name holds pages; None if it is not readable."""
+    lowered = name.lower()
+    return next((kind for suffix, kind in _KINDS.items() if lowered.endswith(suffix)), None)
+
+
+def page_form(name: str, default: Form = "html") -> Form:
+    """Return how a page of this name holds text."""
+    lowered = name.lower().removesuffix(".gz")
+    if lowered.endswith((".txt", ".md")):
+        return "text"
+    return "html" if lowered.endswith(("html", ".htm")) else default
+
+
+def _directory(root: Path, source: str) -> list[Shard]:
+    shards = []
+    for path in root.rglob("*"):
+        kind = shard_kind(path.name)
+        if kind and path.is_file():
+            name = path.relative_to(root).as_posix()
+            shards.append(Shard(path, source, name, kind, page_form(name)))
+    if not shards:
+        raise ConfigError(
+            expected=f"files that end in {READABLE} below `{root}`",
+            found="none",
+            fix="Choose another directory",
+        )
+    return shards
+
+
+def _catalogue(source: Source, cache_dir: str, tools: Tools) -> list[Shard]:
+    facts = {"lang": source.lang, "licence": source.licence, "furniture": source.furniture}
+    if source.kind != "directory":
+        archive = fetch_archive(source, cache_directory(cache_dir), tools).path
+        whole = Shard(archive, source.name, archive.name, "archive", source.form, source.members)
+        return [Shard(**{**vars(whole), **facts})]
+    root, wanted = stdlib_directory(), re.compile(source.members)
+    names = [path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file()]
+    return [
+        Shard(root / name, source.name, name, "page", source.form, **facts)
+        for name in names
+        if wanted.fullmatch(name)
+    ]
+
+
+def _unused_name(path: Path, taken: set[str]) -> str:
+    """Return a source name from a path: letters, digits and `-`, unique among `taken`."""
+    stem = re.sub(r"[^a-z0-9]+", "-", path.name.split(".")[0].lower()).strip("-") or "text"
+    name, number = stem, 1
+    while name in taken:
+        number += 1
+        name = f"{stem}-{number}"
+    taken.add(name)
+    return name

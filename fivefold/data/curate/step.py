@@ -1,0 +1,196 @@
+"""Steps of datatrove: our documents in, our verdicts applied, our documents out.
+
+datatrove's executors run them: a task is a fixed share of the input files, its documents stream
+through the steps, and a finished task is never run again. A step that fails on a document, or that
+needs more than `page_seconds` of processor time for it, quarantines that document with its trace
+and goes on.
+
+Surprise: the time limit is a signal that comes between two instructions of Python or inside a
+regular expression, but not within one long call into other C code; it counts processor time, so
+that a busy machine does not make a page slow.
+"""
+
+import signal
+import threading
+from abc import abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+from datatrove.data import Document as Page
+from datatrove.pipeline.base import PipelineStep
+
+from fivefold.artifact import write_json
+from fivefold.data.curate.account import Account
+from fivefold.data.curate.config import HeuristicsConfig, LanguageConfig, UrlConfig
+from fivefold.data.curate.heuristics import judge
+from fivefold.data.curate.language import load_identifier
+from fivefold.data.curate.url import read_domains, url_reason
+from fivefold.data.curate.verdict import Verdict
+from fivefold.data.document import Document, read_documents
+
+
+class PageTimeoutError(Exception):
+    """A page took more processor time than it may."""
+
+
+@contextmanager
+def time_limit(seconds: float) -> Iterator[None]:
+    """Raise PageTimeoutError in the block once it has used so many seconds of processor time.
+
+    Does nothing outside a process's main thread, where Python delivers no signals.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise PageTimeoutError(f"more than {seconds:g} s of processor time")
+
+    before = signal.signal(signal.SIGVTALRM, stop)
+    signal.setitimer(signal.ITIMER_VIRTUAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+        signal.signal(signal.SIGVTALRM, before)
+
+
+def document_to_page(document: Document) -> Page:
+    """Return datatrove's form of a document."""
+    facts = {
+        "source": document.source,
+        "url": document.url,
+        "lang": document.lang,
+        "meta": dict(document.meta),
+    }
+    return Page(text=document.text, id=document.id, metadata=facts)
+
+
+def page_to_document(page: Page) -> Document:
+    """Return our form of a page that `document_to_page` made."""
+    return Document(id=page.id, text=page.text, **page.metadata)
+
+
+class ReadDocuments(PipelineStep):
+    """Read a task's share of document files: every n-th of them."""
+
+    name = "documents"
+    type = "reader"
+
+    def __init__(self, files: Sequence[Path]) -> None:
+        """Take the files; their order decides which task reads which."""
+        super().__init__()
+        self.files = [str(file) for file in files]
+
+    def run(
+        self, data: Iterable[Page] | None = None, rank: int = 0, world_size: int = 1
+    ) -> Iterator[Page]:
+        """Yield the documents of files `rank`, `rank + world_size`, ..."""
+        for file in self.files[rank::world_size]:
+            for document in read_documents(Path(file)):
+                self.stat_update("documents")
+                yield document_to_page(document)
+
+
+class JudgeStep(PipelineStep):
+    """Apply a verdict to every document and keep the account of it."""
+
+    type = "fivefold"
+
+    def __init__(self, name: str, accounts: Path, page_seconds: float) -> None:
+        """Write each task's account to `accounts/NAME/TASK.json`."""
+        self.name = name
+        super().__init__()
+        self.accounts = str(accounts / name)
+        self.page_seconds = page_seconds
+
+    @abstractmethod
+    def prepare(self) -> Callable[[Page], Verdict]:
+        """Return what judges the documents of one task; called once, in the worker."""
+
+    def run(
+        self, data: Iterable[Page] | None = None, rank: int = 0, world_size: int = 1
+    ) -> Iterator[Page]:
+        """Yield the documents that stay, with what stays of them."""
+        account, judge_page = Account(), self.prepare()
+        for page in data or ():
+            url = page.metadata["url"]
+            account.enter(page.text)
+            try:
+                with time_limit(self.page_seconds):
+                    verdict = judge_page(page)
+            # Whatever a page does to a step, the other pages go on; the trace is kept and counted.
+            except Exception as error:  # noqa: BLE001
+                account.quarantine(page.id, url, error)
+                self.stat_update("quarantined")
+                continue
+            account.settle(page.id, url, verdict)
+            if verdict.reason:
+                self.stat_update(f"dropped_{verdict.reason}")
+                continue
+            page.text = verdict.text
+            yield page
+        account.check()
+        write_json(Path(self.accounts) / f"{rank:05d}.json", account.to_json())
+
+
+class FilterUrls(JudgeStep):
+    """Refuse pages by their address."""
+
+    def __init__(self, config: UrlConfig, accounts: Path, page_seconds: float) -> None:
+        """See `JudgeStep`."""
+        super().__init__("url", accounts, page_seconds)
+        self.config = config
+
+    def prepare(self) -> Callable[[Page], Verdict]:
+        """Read the list of domains."""
+        domains = read_domains(self.config.domain_file)
+
+        def judge_page(page: Page) -> Verdict:
+            url = page.metadata["url"]
+            reason = url_reason(url, self.config, domains)
+            return Verdict(url, reason, (0, len(url))) if reason else Verdict(page.text)
+
+        return judge_page
+
+
+class FilterLanguages(JudgeStep):
+    """Label pages with their language and keep the wanted ones."""
+
+    def __init__(self, config: LanguageConfig, accounts: Path, page_seconds: float) -> None:
+        """See `JudgeStep`."""
+        super().__init__("language", accounts, page_seconds)
+        self.config = config
+
+    def prepare(self) -> Callable[[Page], Verdict]:
+        """Load the identifier."""
+        identify = load_identifier(self.config.model)
+
+        def judge_page(page: Page) -> Verdict:
+            lang, probability = identify(page.text)
+            page.metadata["meta"]["lang_probability"] = round(probability, 4)
+            page.metadata["lang"] = lang
+            if not self.config.keep:
+                return Verdict(page.text)
+            if lang not in self.config.keep:
+                return Verdict(page.text, "language.other")
+            if probability < self.config.min_probability:
+                return Verdict(page.text, "language.unsure")
+            return Verdict(page.text)
+
+        return judge_page
+
+
+class FilterByHeuristics(JudgeStep):
+    """Drop and edit pages by the heuristics chain."""
+
+    def __init__(self, config: HeuristicsConfig, accounts: Path, page_seconds: float) -> None:
+        """See `JudgeStep`."""
+        super().__init__("heuristics", accounts, page_seconds)
+        self.config = config
+
+    def prepare(self) -> Callable[[Page], Verdict]:
+        """Nothing to load."""
+        return lambda page: judge(page.text, self.config, page.metadata["lang"])
