@@ -12,6 +12,13 @@ RUNS = (
     ("decode.py", "--batch", "1"),
     ("decode.py", "--batch", "8"),
     ("sparse_attention.py", "--lengths", "2048"),
+    ("serving.py", "--case", "batch1"),
+    ("serving.py", "--case", "batch1_long"),
+    ("serving.py", "--case", "batch8"),
+    ("serving.py", "--case", "staggered"),
+    ("serving.py", "--case", "speculation"),
+    ("serving.py", "--case", "multi_turn"),
+    ("serving.py", "--case", "http"),
 )
 
 

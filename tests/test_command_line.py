@@ -103,7 +103,7 @@ def test_every_command_explains_itself(
 
 
 def test_unknown_recipe_names_the_known_ones(fail: Callable[..., str]) -> None:
-    assert "Choose one of nano, small, glm5" in fail("run", "nanno")
+    assert "Choose one of nano, mini, small, glm5" in fail("run", "nanno")
     assert "mini" in fail("plan", "nanno")
 
 

@@ -4,6 +4,9 @@ Reading order: `config`, `preset` (published algorithms by name), `sample`, `adv
 advantages), `pack` (samples to rows), `streams` (what a loss reads), the losses `icepop`,
 `double_sided`, `surrogate` (PPO, DAPO, Dr.GRPO), `truncated`, `gspo`, `cispo`, then `distillation`
 (a teacher's advantages), `algorithm` (config to function), `reduction` (the one denominator rule),
-`head` (a loss through the output head), `mismatch` (trainer against engine). May import `train`,
-`serve`, `envs`, `models`, `ops` and everything below; `config` and `preset` are free of torch.
+`head` (a loss through the output head), `mismatch` (trainer against engine); then the loop:
+`loop_config`, `prompt`, `rollout`, `collect`, `forward`, `learner`, `loop`, `progress`, `examine`,
+`dump`, `page`; and the stages `reinforce`, `teacher`, `distil`, `task_prompt`, `stages`. May import
+`train`, `serve`, `envs`, `models`, `ops` and everything below; `config`, `preset`, `loop_config`
+and `stages` are free of torch.
 """

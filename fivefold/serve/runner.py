@@ -174,7 +174,7 @@ class FusedRunner:
         gain, bias = (each.to(wide) for each in fused.index_norm)
         index_key_TJ = F.layer_norm(index_key_TJ.to(wide), gain.shape, gain, bias, 1e-6)
         _turn_(index_key_TJ[:, None, :rope], turn_T1R)
-        layer.cache.index_SJ.index_copy_(0, keys.slot_T, index_key_TJ.to(x_TD.dtype))
+        layer.cache.index_SJ.index_copy_(0, keys.slot_T, index_key_TJ.to(row_TX.dtype))
         if not self._selects(keys):
             return q_THX, None
         index_q = q_TY[:, self._heads * width :]
@@ -227,7 +227,10 @@ def _gate_up(block: Block) -> GateUp | None:
 
 
 def _norm(x: Tensor, norm: RMSNorm) -> Tensor:
-    return F.rms_norm(x, norm.weight.shape, norm.weight, norm.eps)
+    if x.dtype == norm.weight.dtype:
+        return F.rms_norm(x, norm.weight.shape, norm.weight, norm.eps)
+    # A wide residual stream enters narrow products here, as in `ops.rms_norm`.
+    return F.rms_norm(x, norm.weight.shape, eps=norm.eps).to(norm.weight.dtype) * norm.weight
 
 
 def _turn_(x_THR: Tensor, turn_T1R: Tensor) -> None:

@@ -7,6 +7,7 @@ cancelled (a client that went away) aborts its request, which frees its blocks.
 """
 
 import asyncio
+import contextlib
 import queue
 import threading
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -73,6 +74,10 @@ def completion_of(request: Request) -> Completion:
     )
 
 
+class EngineEndedError(RuntimeError):
+    """The engine's thread has ended."""
+
+
 class Worker:
     """Owns an engine; use as an async context manager, or call `close`."""
 
@@ -121,7 +126,7 @@ class Worker:
         def tell(request: Request) -> None:
             done.set_result(completion_of(request))
 
-        request = await self.call(
+        request = await self._admit(
             lambda engine: engine.add(
                 ids, params, rid=rid, stops=stops, priority=priority, salt=salt, on_finish=tell
             )
@@ -154,7 +159,7 @@ class Worker:
         def put(event: NewToken | Completion) -> None:
             loop.call_soon_threadsafe(events.put_nowait, event)
 
-        request = await self.call(
+        request = await self._admit(
             lambda engine: engine.add(
                 ids,
                 params,
@@ -182,12 +187,29 @@ class Worker:
         done = await asyncio.gather(*(self.generate(ids, params) for ids in rows))
         return [completion.prompt_logprobs for completion in done]
 
+    async def _admit(self, add: Callable[[Engine], Request]) -> Request:
+        """Add a request; a caller that is cancelled on the way leaves none behind."""
+        future = self._post(add)
+        try:
+            return await asyncio.shield(asyncio.wrap_future(future))
+        except asyncio.CancelledError:
+            if not future.cancel():
+                future.add_done_callback(self._drop)
+            raise
+
+    def _drop(self, added: "Future[Request]") -> None:
+        """Abort what was added for a caller that has gone."""
+        if added.exception() is None:
+            # An engine that has ended has aborted everything.
+            with contextlib.suppress(EngineEndedError):
+                self._post(lambda engine: _abort(engine, added.result()))
+
     def _post(self, function: Callable[[Engine], T]) -> "Future[T]":
         """Put a function into the inbox."""
         future: Future[T] = Future()
         with self._gate:
             if self._is_closed:
-                raise RuntimeError("the engine's thread has ended; its traceback says why")
+                raise EngineEndedError("the engine's thread has ended; its traceback says why")
             self._inbox.put(_Job(function, future))
         return future
 

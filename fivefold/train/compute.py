@@ -11,7 +11,7 @@ norm casts it; routers and index head weights do, for a rounded score chooses ot
 import copy
 
 import torch
-from torch import nn
+from torch import Tensor
 
 from fivefold.models.moe import Router
 from fivefold.models.transformer import Block, Transformer
@@ -62,9 +62,9 @@ class ComputeModel:
             parameter.grad = None
 
 
-def _exact_parameters(model: Transformer) -> set[nn.Parameter]:
+def _exact_parameters(model: Transformer) -> set[Tensor]:
     """Return what starts the residual stream or decides by comparing scores."""
-    exact = {module.weight for module in model.modules() if isinstance(module, Router)}
-    exact.add(model.embed_tokens.weight)
+    routers = {module.weight for module in model.modules() if isinstance(module, Router)}
     named = model.named_parameters()
-    return exact | {value for name, value in named if name.endswith("weights_proj.weight")}
+    heads = {value for name, value in named if name.endswith("weights_proj.weight")}
+    return {model.embed_tokens.weight, *routers, *heads}

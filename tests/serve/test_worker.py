@@ -143,3 +143,31 @@ def test_a_fault_of_a_step_reaches_every_caller() -> None:
         await asyncio.to_thread(worker.close)
 
     run(main())
+
+
+@pytest.mark.parametrize("patience", range(4))
+def test_callers_that_leave_while_they_are_let_in_leave_nothing_behind(patience: int) -> None:
+    async def main() -> None:
+        engine = tiny_engine()
+        async with Worker(engine) as worker:
+            tasks = []
+            for seed in range(50):
+                task = asyncio.create_task(worker.generate(prompt_of(8, seed), LONG))
+                for _ in range(patience):
+                    await asyncio.sleep(0)
+                if patience > 1:
+                    # Let the engine's thread come to the job before the caller leaves.
+                    await asyncio.sleep(0.001 * (seed % 3))
+                task.cancel()
+                tasks.append(task)
+            await asyncio.gather(*tasks, return_exceptions=True)
+            load = await worker.call(lambda engine: engine.load())
+            while load["running_requests"] + load["waiting_requests"]:
+                await asyncio.sleep(0.01)
+                load = await worker.call(lambda engine: engine.load())
+            tokens = await worker.call(lambda engine: engine.statistics.output_tokens)
+        # 50 requests of 400 tokens would have run to their end.
+        assert tokens < 50 * 100
+        assert_idle(engine)
+
+    run(main())

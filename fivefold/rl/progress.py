@@ -1,0 +1,192 @@
+"""Where the loop stands, and what each batch leaves in the record.
+
+`Progress` is all of the loop's own state; it is saved as JSON beside the weights and the
+optimizer's state. There are no generators to save: draws come from seeds by counter.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import pydantic
+
+from fivefold.errors import DivergenceError, FivefoldError
+from fivefold.rl.collect import Collected
+from fivefold.rl.examine import mean_of_groups
+from fivefold.rl.learner import Update
+from fivefold.rl.loop_config import LoopConfig
+from fivefold.rl.mismatch import Mismatch
+from fivefold.rl.rollout import Rollout
+
+FAILURES = ("invalid", "infra", "broken", "aborted")
+"""Why a rollout was left out."""
+
+
+class NoSignalError(FivefoldError, RuntimeError):
+    """Batch after batch nothing could be learned from."""
+
+
+class Progress(pydantic.BaseModel):
+    """Where a loop stands; JSON beside the saved tensors."""
+
+    batch: int = 0
+    """Batches sampled."""
+    updates: int = 0
+    """Optimizer steps tried."""
+    version: int = 0
+    """Weight pushes: the policy version that samples next."""
+    drawn: dict[str, int] = {}
+    """Prompts drawn from each source."""
+    counts: dict[str, int] = {}
+    """Groups and rollouts by what became of them, over all batches."""
+    sampled_tokens: int = 0
+    """Tokens that the engine sampled for training."""
+    skipped_in_row: int = 0
+    """Updates left out for a non-finite gradient since the last good one."""
+    no_signal_in_row: int = 0
+    """Batches left out since the last one that trained."""
+    rho_histogram: list[int] = []
+    """Tokens by log2 rho, over all batches; bins as in `mismatch.EDGES`."""
+    history: list[dict[str, float]] = []
+    """For each batch, and each examination, the numbers that the report's page draws."""
+    shown: list[dict[str, str]] = []
+    """Rollouts along training, as the report shows them."""
+    judged: list[dict[str, Any]] = []
+    """Rollouts of the newest batch that trained: label, tokens, and what each token is worth."""
+
+
+def count_batch(progress: Progress, collected: Collected) -> None:
+    """Count what was sampled and what became of it."""
+    progress.batch += 1
+    counts = Counter(progress.counts)
+    counts.update(collected.counts)
+    progress.counts = dict(counts)
+    progress.sampled_tokens += sum(rollout.sampled_tokens for rollout in collected.rollouts)
+
+
+def note_no_signal(progress: Progress, collected: Collected, config: LoopConfig) -> None:
+    """Count a batch that says nothing; beyond the limit, stop.
+
+    Raises:
+        NoSignalError: too many in a row.
+    """
+    progress.no_signal_in_row += 1
+    if progress.no_signal_in_row < config.sampling.no_signal_limit:
+        return
+    counts = collected.counts
+    rewards = [r.reward for r in collected.rollouts if r.reward is not None]
+    mean = f"mean reward {math.fsum(rewards) / len(rewards):.3g}" if rewards else "no reward at all"
+    failed = ", ".join(f"{counts[name]} rollouts {name}" for name in FAILURES if counts[name])
+    raise NoSignalError(
+        expected=f"a batch to learn from within {config.sampling.no_signal_limit} batches",
+        found=f"none up to batch {progress.batch}: of {counts['drawn']} groups "
+        f"{counts['dropped_no_variance'] + counts['no_variance']} with equal rewards, "
+        f"{counts['dropped_invalid']} with too few judged; {mean}"
+        + (f"; {failed}" if failed else ""),
+        fix="Choose easier or harder prompts, fine-tune first, or look at the verifier's errors in "
+        "the log",
+    )
+
+
+def note_updates(progress: Progress, updates: Sequence[Update], config: LoopConfig) -> None:
+    """Count updates; raise DivergenceError where too many in a row were left out."""
+    for update in updates:
+        progress.updates += 1
+        progress.skipped_in_row = progress.skipped_in_row + 1 if update.is_skipped else 0
+        if progress.skipped_in_row > config.update.nonfinite_limit:
+            raise DivergenceError(
+                expected=f"at most {config.update.nonfinite_limit} updates in a row with a "
+                "non-finite gradient",
+                found=f"{progress.skipped_in_row} up to batch {progress.batch}",
+                fix="Lower `update.lr`, look at `metrics.jsonl` before that batch, or raise "
+                "`nonfinite_limit`; the same command goes on from the last saved state",
+            )
+
+
+def sampling_metrics(collected: Collected, config: LoopConfig) -> dict[str, float]:
+    """Return what a batch's rollouts look like."""
+    rollouts, counts = collected.rollouts, collected.counts
+    values: dict[str, float] = {
+        "rl/groups_drawn": counts["drawn"],
+        "rl/groups_kept": counts["kept"],
+        "rl/groups_dropped_no_variance": counts["dropped_no_variance"],
+        "rl/groups_dropped_invalid": counts["dropped_invalid"],
+        "rl/groups_repaired": counts["repaired"],
+        "rl/refill_rounds": max(counts["rounds"] - 1, 0),
+        **{f"rl/rollouts_{name}": counts[name] for name in FAILURES},
+    }
+    if not rollouts:
+        return values
+    lengths = [rollout.sampled_tokens for rollout in rollouts]
+    values["rl/response_tokens_mean"] = float(np.mean(lengths))
+    values["rl/response_tokens_max"] = max(lengths)
+    values["rl/truncated_fraction"] = float(np.mean([r.is_truncated for r in rollouts]))
+    values["rl/sampled_tokens"] = sum(lengths)
+    return values | _reward_metrics(rollouts, config)
+
+
+def _reward_metrics(rollouts: Sequence[Rollout], config: LoopConfig) -> dict[str, float]:
+    groups: dict[str, list[float]] = {}
+    for rollout in rollouts:
+        if rollout.reward is not None:
+            groups.setdefault(rollout.group, []).append(rollout.reward)
+    if not groups:
+        return {}
+    least = config.evaluation.pass_reward
+    reward = mean_of_groups(list(groups.values()))
+    passes = mean_of_groups([[float(r >= least) for r in group] for group in groups.values()])
+    values = {
+        "rl/reward_mean": reward.value,
+        "rl/reward_error": reward.error,
+        "rl/pass_rate": passes.value,
+        "rl/pass_error": passes.error,
+    }
+    return {name: value for name, value in values.items() if not math.isnan(value)}
+
+
+def training_metrics(updates: Sequence[Update], mismatch: Mismatch) -> dict[str, float]:
+    """Return what a batch's updates did, means over them."""
+    names = updates[0].measured
+    values = {
+        f"rl/{name}": math.fsum(update.measured[name] for update in updates) / len(updates)
+        for name in names
+    }
+    values |= {f"rl/{name}": value for name, value in mismatch.metrics().items()}
+    values["rl/gradient_norm"] = max(update.gradient_norm for update in updates)
+    values["rl/skipped_updates"] = sum(update.is_skipped for update in updates)
+    values["rl/max_violation_worst"] = max(update.max_violation for update in updates)
+    return values
+
+
+def judged_rollouts(
+    collected: Collected, decode: Callable[[Sequence[int]], str], count: int
+) -> list[dict[str, Any]]:
+    """Return the rollouts whose tokens were judged most differently, with those judgements.
+
+    A token is worth its advantage; with a teacher, also log teacher - log student.
+    """
+    found = []
+    for sample in collected.samples:
+        places = np.flatnonzero(sample.loss_mask)
+        if not len(places):
+            continue
+        assert sample.advantages is not None, "a batch that trains has advantages"
+        worth = sample.advantages[places].astype(float)
+        if sample.teacher_logprobs is not None:
+            worth = worth + (sample.teacher_logprobs - sample.rollout_logprobs)[places]
+        reward = "" if sample.reward is None else f", reward {sample.reward:g}"
+        tokens = [decode([token]) for token in sample.ids[places].tolist()]
+        found.append(
+            {"label": f"{sample.group}{reward}", "tokens": tokens, "worth": worth.tolist()}
+        )
+    found.sort(key=lambda row: sum(row["worth"]) / len(row["worth"]))
+    low = count // 2
+    return found if len(found) <= count else [*found[:low], *found[len(found) - (count - low) :]]
+
+
+def add_histogram(progress: Progress, mismatch: Mismatch) -> None:
+    """Add a batch's tokens to the histogram of rho."""
+    before = progress.rho_histogram or [0] * len(mismatch.histogram)
+    progress.rho_histogram = [a + b for a, b in zip(before, mismatch.histogram, strict=True)]

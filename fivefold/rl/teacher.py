@@ -1,0 +1,125 @@
+"""Teachers: checkpoints that say how likely they find a student's tokens.
+
+A teacher must read the very ids that the student wrote, so that its tokenizer and its chat template
+have to be the student's; both are compared by hash before anything runs. Teachers score through an
+engine each, in this process.
+
+Surprise: the gap to a teacher is measured under the student's engine, whose log-probabilities are
+those that the tokens were drawn from, so that its mean estimates KL(student || teacher) unbiased.
+"""
+
+from collections.abc import Mapping, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from fivefold.data.conversation_rows import template_hash
+from fivefold.errors import MismatchError, MissingFileError
+from fivefold.models.config import read_config
+from fivefold.models.convert import read_checkpoint
+from fivefold.models.transformer import Transformer
+from fivefold.rl.collect import Collected
+from fivefold.rl.rollout import Ask, EngineCompleter, Rollout
+from fivefold.serve.config import EngineConfig
+from fivefold.serve.engine import Engine
+from fivefold.serve.request import SamplingParams
+from fivefold.serve.worker import Worker
+from fivefold.text.tokenizer import Tokenizer, load_tokenizer
+
+SCORING = SamplingParams(max_new_tokens=0, prompt_logprobs_begin=0)
+"""Asks for the log-probabilities of a prompt, and for nothing else."""
+
+
+class TeacherPool:
+    """Teachers by name, and which of them judges each source; an async context manager."""
+
+    def __init__(
+        self,
+        teachers: Mapping[str, Transformer],
+        teacher_of: Mapping[str, str],
+        engine: EngineConfig,
+    ) -> None:
+        """Serve nothing yet; `teacher_of` names the teacher of each source."""
+        self._teachers, self._teacher_of, self._config = dict(teachers), dict(teacher_of), engine
+        self._completers: dict[str, EngineCompleter] = {}
+        self._stack = AsyncExitStack()
+
+    async def __aenter__(self) -> "TeacherPool":
+        for name, model in self._teachers.items():
+            worker = await self._stack.enter_async_context(Worker(Engine(model, self._config)))
+            self._completers[name] = EngineCompleter(worker)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._stack.aclose()
+
+    async def annotate(self, rollouts: Sequence[Rollout]) -> list[Rollout]:
+        """Return the rollouts with their teachers' log-probabilities."""
+        scores: dict[int, np.ndarray] = {}
+        for name, completer in self._completers.items():
+            mine = [n for n, r in enumerate(rollouts) if self._teacher_of[r.source] == name]
+            asks = [Ask(rollouts[n].ids.tolist(), SCORING) for n in mine]
+            for n, done in zip(mine, await completer.complete(asks), strict=True):
+                first, *others = done.prompt_logprobs
+                assert first is None, "the first token has no log-probability"
+                scores[n] = np.array([0.0, *others], np.float32)
+        return [replace(r, teacher_logprobs=scores[n]) for n, r in enumerate(rollouts)]
+
+
+def measure_gap(collected: Collected) -> dict[str, float]:
+    """Return the mean of log student - log teacher over sampled tokens, of all and each source."""
+    sums: dict[str, list[float]] = {}
+    for rollout in collected.rollouts:
+        assert rollout.teacher_logprobs is not None, "a distillation's rollouts have a teacher"
+        mask = rollout.loss_mask
+        gap = (rollout.rollout_logprobs[mask].astype(np.float64)
+               - rollout.teacher_logprobs[mask]).tolist()  # fmt: skip
+        for name in ("", f"_{rollout.source}"):
+            sums.setdefault(name, []).extend(gap)
+    return {f"rl/teacher_kl_nats{name}": float(np.mean(gap)) for name, gap in sums.items() if gap}
+
+
+def load_teacher(directory: Path, tokenizer: Tokenizer, student: Path, device: str) -> Transformer:
+    """Load the checkpoint of a teacher for a student, after comparing what they read.
+
+    Raises:
+        MismatchError: another tokenizer or chat template, or a smaller vocabulary or context.
+        MissingFileError: no chat template beside the one or the other.
+    """
+    found = load_tokenizer(directory).content_hash
+    if found != tokenizer.content_hash:
+        raise MismatchError(
+            expected=f"a teacher with the student's tokenizer ({tokenizer.content_hash})",
+            found=f"`{directory}` with another ({found})",
+            fix="Distil between checkpoints of one family: a teacher scores the student's own ids",
+        )
+    mine, theirs = _template_hash(student), _template_hash(directory)
+    if mine != theirs:
+        raise MismatchError(
+            expected=f"a teacher with the student's chat template ({mine})",
+            found=f"`{directory}` with another ({theirs})",
+            fix="Fine-tune the one or the other on the same format first",
+        )
+    needed, given = read_config(student), read_config(directory)
+    for name in ("vocab_size", "max_position_embeddings"):
+        if getattr(given, name) < getattr(needed, name):
+            raise MismatchError(
+                expected=f"a teacher with `{name}` of at least {getattr(needed, name)}",
+                found=f"{getattr(given, name)} in `{directory}`",
+                fix="Choose a teacher that can read whatever the student writes",
+            )
+    return read_checkpoint(directory, dtype=torch.float32, device=device)
+
+
+def _template_hash(directory: Path) -> str:
+    path = directory / "chat_template.jinja"
+    if not path.is_file():
+        raise MissingFileError(
+            expected=f"`chat_template.jinja` in `{directory}`",
+            found="no such file",
+            fix="Put the template that the checkpoint was trained with beside it",
+        )
+    return template_hash(path.read_text(encoding="utf-8"))

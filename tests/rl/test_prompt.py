@@ -1,0 +1,91 @@
+"""Drawing prompts, and means with errors."""
+
+import asyncio
+import math
+import statistics
+from collections.abc import Sequence
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from test_collect import ScriptedCompleter
+from toy import ToySource, toy_config
+
+from fivefold.errors import MismatchError
+from fivefold.rl.examine import Examiner, mean_of_groups
+from fivefold.rl.loop_config import EvaluationConfig
+from fivefold.rl.prompt import PromptStream
+
+WEIGHTS = st.lists(st.floats(0.1, 10), min_size=1, max_size=5)
+
+
+def stream_of(weights: Sequence[float]) -> PromptStream:
+    return PromptStream([ToySource(name=f"s{n}") for n in range(len(weights))], weights)
+
+
+@given(WEIGHTS, st.integers(1, 60))
+def test_sources_keep_to_their_shares_at_every_moment(weights: list[float], count: int) -> None:
+    stream = stream_of(weights)
+    for drawn in range(1, count + 1):
+        stream.draw(1)
+        for name, share in zip(stream.drawn, weights, strict=True):
+            # Never far ahead; the furthest behind is always next (quota method).
+            assert stream.drawn[name] < share / sum(weights) * drawn + 1
+    assert sum(stream.drawn.values()) == count
+
+
+@given(WEIGHTS, st.integers(0, 30), st.integers(1, 30))
+def test_stream_goes_on_where_another_stood(weights: list[float], before: int, after: int) -> None:
+    whole = [prompt.group for prompt in stream_of(weights).draw(before + after)]
+    assert len(set(whole)) == before + after
+    first = stream_of(weights)
+    first.draw(before)
+    second = stream_of(weights)
+    second.seek(first.drawn)
+    assert [prompt.group for prompt in second.draw(after)] == whole[before:]
+
+
+def test_state_of_other_sources_is_refused() -> None:
+    with pytest.raises(MismatchError, match="s0, s1; found s0"):
+        stream_of([1, 1]).seek({"s0": 3})
+
+
+@given(st.lists(st.lists(st.floats(-2, 2), max_size=4), max_size=8))
+def test_error_is_that_of_the_prompts_means(groups: list[list[float]]) -> None:
+    means = [statistics.fmean(group) for group in groups if group]
+    found = mean_of_groups(groups)
+    assert math.isnan(found.value) == (not means)
+    if means:
+        assert found.value == pytest.approx(statistics.fmean(means), abs=1e-12)
+    assert math.isnan(found.error) == (len(means) < 2)
+    if len(means) >= 2:
+        expected = statistics.stdev(means) / math.sqrt(len(means))
+        assert found.error == pytest.approx(expected, abs=1e-12)
+
+
+def test_examination_asks_the_same_each_time_and_tells_sources_apart() -> None:
+    evaluation = EvaluationConfig(prompts=2, rollouts=3, temperature=1.0)
+    config = toy_config(evaluation=evaluation)
+    number = iter(range(100))
+
+    def fails_at_first(ids: Sequence[int]) -> float | None:
+        return None if next(number) == 0 else 1.0
+
+    sources = [ToySource(lambda ids: 0.5, "low"), ToySource(fails_at_first, "high")]
+    prompts = [source.prompt(n) for source in sources for n in range(2)]
+    completer = ScriptedCompleter()
+    examiner = Examiner(completer, prompts, config, seed=4)
+    found = asyncio.run(examiner.examine())
+    metrics = found.metrics
+    assert metrics["rl/eval_reward_mean"] == 0.75
+    assert metrics["rl/eval_pass_rate"] == 0.5
+    assert metrics["rl/eval_reward_mean_low"] == 0.5
+    assert metrics["rl/eval_pass_rate_low"] == 0.0
+    assert metrics["rl/eval_pass_rate_high"] == 1.0
+    assert metrics["rl/eval_failed_rollouts"] == 1
+    assert metrics["rl/eval_pass_error"] == pytest.approx(statistics.stdev([0, 0, 1, 1]) / 2)
+    assert len(found.shown) == config.record.shown_rollouts
+    first = list(completer.asked)
+    assert len({ask.params.seed for ask in first}) == 12
+    asyncio.run(examiner.examine())
+    assert completer.asked[12:] == first
