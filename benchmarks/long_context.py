@@ -4,7 +4,7 @@
 what they select, as `adapt_dsa` trains. `--what layer`: one attention layer at a quarter of GLM-5's
 heads (16 heads, latent 512 + 64, 8 index heads of 128, 512 keys kept), the indexer frozen.
 `--what decode`: one token of that layer after `--length` cached ones. `peer` in the JSON is our own
-dense form; `--curve FILE.svg` instead draws the layer's cost a token from 1K to `--length`.
+dense form; `--curve FILE.svg` instead draws what a layer of `mini` costs a token, from 1K to `--length`.
 """
 
 import argparse
@@ -144,13 +144,14 @@ def layer_decode(
 
 
 def draw_curve(longest: int, dtype: torch.dtype, path: Path) -> None:
-    """Measure the quarter of GLM-5 from 1K tokens on and draw it beside the FLOP model."""
+    """Measure a layer of `mini` from 1K tokens on and draw it beside the FLOP model."""
     from matplotlib.figure import Figure
 
     contexts = [1024]
     while contexts[-1] * 2 <= longest:
         contexts.append(contexts[-1] * 2)
-    block = cost_block(QUARTER_GLM5, measure_costs(QUARTER_GLM5, contexts, dtype=dtype))
+    config = preset("mini")
+    block = cost_block(config, measure_costs(config, contexts, dtype=dtype))
     figure = Figure(figsize=(7, 4.2), layout="constrained")
     axes = figure.subplots()
     series = block["series"]
