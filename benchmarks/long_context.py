@@ -4,7 +4,7 @@
 what they select, as `adapt_dsa` trains. `--what layer`: one attention layer at a quarter of GLM-5's
 heads (16 heads, latent 512 + 64, 8 index heads of 128, 512 keys kept), the indexer frozen.
 `--what decode`: one token of that layer after `--length` cached ones. `peer` in the JSON is our own
-dense form; `--curve FILE.svg` instead draws what a layer of `mini` costs a token, from 1K to `--length`.
+dense form. `--curve FILE.svg` instead draws what a layer of `mini` costs, from 1K to `--length`.
 """
 
 import argparse
