@@ -55,13 +55,15 @@ def test_no_child_is_left_behind():
     assert child.poll() is not None
 
 
+# A collection of a whole test run's garbage takes the parent's processor time too.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_hanging_page_is_quarantined_and_the_shard_goes_on(tmp_path: Path):
     for name, content in (("a", PAGE), ("b", ENDLESS), ("c", PAGE)):
         (tmp_path / f"{name}.html").write_bytes(content)
     config = ExtractConfig()
     reader = ReadShards(find_shards([tmp_path]), config, tmp_path / "reading")
-    step = ExtractText(config, tmp_path / "accounts", page_seconds=0.1)
+    step = ExtractText(config, tmp_path / "accounts", page_seconds=0.5)
     assert [page.metadata["url"] for page in step.run(reader.run())] == ["a.html", "c.html"]
     text = (tmp_path / "accounts" / "extract" / "00000.json").read_text()
-    assert "more than 0.1 s of processor time" in text
+    assert "more than 0.5 s of processor time" in text
     assert "b.html" in text
