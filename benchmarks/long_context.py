@@ -2,9 +2,12 @@
 
 `--what step`: the whole `mini` model with head and loss, layers recomputed, indexers learning on
 what they select, as `adapt_dsa` trains. `--what layer`: one attention layer at a quarter of GLM-5's
-heads (16 heads, latent 512 + 64, 8 index heads of 128, 512 keys kept), the indexer frozen.
-`--what decode`: one token of that layer after `--length` cached ones. `peer` in the JSON is our own
-dense form. `--curve FILE.svg` instead draws what a layer of `mini` costs, from 1K to `--length`.
+heads (16 heads, latent 512 + 64, 8 index heads of 128, 512 keys kept), the indexer frozen, its
+projections at GLM-5's full width. `--what attention`: that layer from queries and latents to the
+heads' outputs, scan and selection included; projections, the same on both sides, are left out.
+`--what decode`: the serving engine's attention of one token in that layer over `--length` cached
+ones, projections left out, for they are the same on both sides. `peer` in the JSON is our own dense
+form. `--curve FILE.svg` instead draws what a layer of `mini` costs, from 1K to `--length`.
 """
 
 import argparse
@@ -14,15 +17,17 @@ from pathlib import Path
 import torch
 from harness import add_options, compare
 
-from fivefold.models.cache import LatentCache
 from fivefold.models.config import ModelConfig
 from fivefold.models.initialise import initialise
-from fivefold.models.mla import LatentAttention
 from fivefold.models.preset import preset
-from fivefold.models.surroundings import make_surroundings
 from fivefold.models.transformer import Transformer
+from fivefold.ops.attention import attend_expanded
 from fivefold.ops.chunked_cross_entropy import chunked_cross_entropy
-from fivefold.ops.rotary import inverse_frequencies, rotary_angles
+from fivefold.ops.sparse_attention import attend_gathered
+from fivefold.ops.sparse_index import sparse_index
+from fivefold.serve.attend import IndexQueries, attend_decoded
+from fivefold.serve.batch import Decoded
+from fivefold.serve.pool import CacheRow
 from fivefold.train.compute import ComputeModel
 from fivefold.train.cost_curve import cost_block, layer_step, measure_costs, predicted_flops
 
@@ -45,7 +50,7 @@ def main() -> None:
     """Measure tokens a second."""
     parser = argparse.ArgumentParser(description=__doc__)
     add_options(parser)
-    parser.add_argument("--what", choices=["step", "layer", "decode"], default="step")
+    parser.add_argument("--what", choices=["step", "layer", "attention", "decode"], default="step")
     parser.add_argument("--length", type=int, default=16_384)
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--curve", type=Path)
@@ -64,6 +69,8 @@ def main() -> None:
             layer_step(config, options.length, sparse=s, device="cpu", dtype=dtype)
             for s in (True, False)
         )
+    elif options.what == "attention":
+        sparse, dense = (attention_step(config, options.length, dtype, s) for s in (True, False))
     else:
         sparse, dense = (layer_decode(config, options.length, dtype, s) for s in (True, False))
     detail: dict[str, object] = {"dtype": options.dtype, "topk": config.index_topk}
@@ -116,29 +123,65 @@ def model_step(
     return step
 
 
+def attention_step(
+    config: ModelConfig, length: int, dtype: torch.dtype, sparse: bool
+) -> Callable[[], None]:
+    """Return forward and backward of one layer's attention on a row of random queries and keys."""
+    generator = torch.Generator().manual_seed(0)
+    heads, latent = config.num_attention_heads, config.kv_lora_rank or 0
+    nope, rope = config.qk_nope_head_dim, config.qk_rope_head_dim
+    shapes = [
+        (1, length, heads, nope),
+        (1, length, heads, rope),
+        (1, length, latent),
+        (1, length, rope),
+        (heads, nope + config.v_head_dim, latent),
+    ]
+    parts = [torch.randn(*s, generator=generator).to(dtype).requires_grad_() for s in shapes]
+    index_heads, channels = config.index_n_heads or 0, config.index_head_dim
+    scan = [
+        torch.randn(*s, generator=generator)
+        for s in (
+            (1, length, index_heads, channels),
+            (1, length, channels),
+            (1, length, index_heads),
+        )
+    ]
+    scale = config.qk_head_dim**-0.5
+
+    def step() -> None:
+        if sparse:
+            places_BTK = sparse_index(*scan, config.index_topk)
+            attend_gathered(*parts, places_BTK, scale).sum().backward()
+        else:
+            attend_expanded(*parts, None, scale).sum().backward()
+
+    return step
+
+
 def layer_decode(
     config: ModelConfig, length: int, dtype: torch.dtype, sparse: bool
 ) -> Callable[[], None]:
-    """Return the attention of one layer for one token after `length` cached ones."""
+    """Return the engine's attention of one token over `length` cached ones in one layer."""
     generator = torch.Generator().manual_seed(0)
-    layer = LatentAttention(config, 0)
-    initialise(layer, config, generator)
-    layer.to(dtype)
-    layer.topk = config.index_topk if sparse else length + 1
-    cache = LatentCache(config, 1, length + 1, dtype=dtype)
-    for tensor in cache.layers[0]:
-        assert tensor is not None, "the layer has an indexer"
-        tensor.normal_(generator=generator)
-    cache.advance(length)
-    x_BTD = torch.randn(1, 1, config.hidden_size, generator=generator).to(dtype)
-    speeds_R, factor = inverse_frequencies(config.rope_parameters, config.qk_rope_head_dim)
-    turn_BTR = rotary_angles(torch.tensor([[length]]), speeds_R, factor)
-    around = make_surroundings(turn_BTR, None, cache, queries=1, absorbed=True, indexer="frozen")
+
+    def random(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator).to(dtype)
+
+    width = (config.kv_lora_rank or 0) + config.qk_rope_head_dim
+    heads, channels = config.index_n_heads or 0, config.index_head_dim
+    cache = CacheRow(random(length, width), random(length, channels))
+    query_PHX = random(1, config.num_attention_heads, width) * width**-0.5
+    index = IndexQueries(random(1, heads, channels), random(1, heads))
+    decoded = Decoded(None, torch.arange(length)[None], None, length, 0)
+    topk = config.index_topk if sparse else length
 
     @torch.inference_mode()
     def step() -> None:
         for _ in range(DECODED):
-            layer(x_BTD, around, None)
+            attend_decoded(
+                query_PHX, cache, decoded, index, None, topk=topk, rope=config.qk_rope_head_dim
+            )
 
     return step
 
@@ -154,9 +197,7 @@ def draw_curve(longest: int, dtype: torch.dtype, path: Path) -> None:
     block = cost_block(config, measure_costs(config, contexts, dtype=dtype))
     figure = Figure(figsize=(7, 4.2), layout="constrained")
     axes = figure.subplots()
-    series = block["series"]
-    assert isinstance(series, list), "a block of lines has series"
-    for number, line in enumerate(series):
+    for number, line in enumerate(block["series"]):
         style = "--" if number % 2 else "o-"
         axes.plot(line["x"], line["y"], style, color=f"C{number // 2}", label=line["name"])
         print(line["name"], [round(value, 1) for value in line["y"]])

@@ -27,6 +27,7 @@ from fivefold.models.surroundings import Surroundings
 from fivefold.models.transformer import Transformer
 from fivefold.ops.chunked_cross_entropy import chunked_cross_entropy
 from fivefold.plan.flops import head_flops, layer_flops
+from fivefold.train.compute import ComputeModel
 
 PEAK_SIZE = 2048
 
@@ -59,13 +60,14 @@ def main() -> None:
     config = preset("mini", num_nextn_predict_layers=0)
     model = Transformer(config)
     initialise(model, config, torch.Generator().manual_seed(0))
-    model.to(dtype).train()
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(".indexer." not in name)
+    compute = ComputeModel(model.train(), dtype)
+    compute.refresh()
     peak = matmul_peak(dtype, repeats)
     tokens = options.rows * options.context
-    whole = milliseconds(whole_step(model, options.rows, options.context), repeats)
-    parts = cut(model, config, options.rows, options.context, dtype)
+    whole = milliseconds(whole_step(model, compute, options.rows, options.context), repeats)
+    parts = cut(compute.model, config, options.rows, options.context, dtype)
     found = [(part, part.layers * milliseconds(part.call, repeats)) for part in parts]
     print(
         f"{options.rows} x {options.context}, {options.dtype}, {options.threads} threads, ", end=""
@@ -81,7 +83,7 @@ def main() -> None:
         )
     flops = sum(part.flops for part in parts)
     rest = whole - sum(spent for _, spent in found)
-    print(f"| norms, embedding, residuals, the rest | | {rest:,.0f} | {rest / whole:.0%} | | |")
+    print(f"| norms, embedding, residuals, casts | | {rest:,.0f} | {rest / whole:.0%} | | |")
     share = flops / (whole / 1e3) / peak
     print(f"| **whole step** | | **{whole:,.0f}** | | {flops / 1e9:,.1f} | **{share:.0%}** |\n")
     summary = {
@@ -112,17 +114,21 @@ def matmul_peak(dtype: torch.dtype, repeats: int) -> float:
     return 2 * PEAK_SIZE**3 / best
 
 
-def whole_step(model: Transformer, rows: int, context: int) -> Callable[[], None]:
-    """Return forward, loss and backward of the model."""
+def whole_step(
+    model: Transformer, compute: ComputeModel, rows: int, context: int
+) -> Callable[[], None]:
+    """Return forward, loss and backward, casts included; no optimizer."""
     ids_BT = torch.randint(0, model.config.vocab_size, (rows, context + 1))
 
     def step() -> None:
         model.zero_grad(set_to_none=True)
-        hidden_TD = model(ids_BT[:, :-1]).hidden_BTD.flatten(0, 1)
+        compute.refresh()
+        hidden_TD = compute.model(ids_BT[:, :-1]).hidden_BTD.flatten(0, 1)
         labels_T = ids_BT[:, 1:].flatten()
         chunked_cross_entropy(
-            hidden_TD, model.lm_head.weight, labels_T, chunk_tokens=1024
+            hidden_TD, compute.model.lm_head.weight, labels_T, chunk_tokens=1024
         ).backward()
+        compute.collect()
 
     return step
 
@@ -163,11 +169,12 @@ def cut(
         hidden = x_BTD.flatten(0, 1)
         chunked_cross_entropy(hidden, model.lm_head.weight, labels, chunk_tokens=1024).backward()
 
-    attention_flops = 3 * (flops.attention_projections + core) + flops.indexer_projections
+    attention_flops = 3 * (flops.attention_projections + core)
+    index_flops = flops.indexer_scores if context > config.index_topk else 0.0
     return [
         Part("attention, without the selection", layers, tokens * attention_flops,
              without_selection(attention, x_BTD, around)),
-        Part("index scores and selection", layers, tokens * flops.indexer_scores, select),
+        Part("index scores and selection", layers, tokens * index_flops, select),
         Part("router, experts, shared expert", len(moe_layers),
              3 * tokens * (flops.experts + flops.router), route),
         Part("dense feed-forward", layers - len(moe_layers), 3 * tokens * flops.feed_forward,

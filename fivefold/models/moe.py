@@ -56,7 +56,8 @@ class Router(nn.Module):
         return weight_TA * self.scaling, Routing(chosen_TA, scores_TE)
 
     def _choose(self, scores_TE: Tensor) -> Tensor:
-        biased_TE = scores_TE + self.e_score_correction_bias
+        # Scores that are not numbers choose some experts; the loss is none either and is noticed.
+        biased_TE = (scores_TE + self.e_score_correction_bias).nan_to_num_(nan=0.0)
         if self.groups > 1:
             grouped = biased_TE.unflatten(-1, (self.groups, -1))
             best_two = grouped.topk(2, dim=-1).values.sum(-1)

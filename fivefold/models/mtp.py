@@ -53,5 +53,7 @@ class MtpLayer(nn.Module):
             around: rotations and visibility, those of the main stack: positions are relative.
         """
         joined_BTX = torch.cat([self.enorm(ahead_BTD), self.hnorm(hidden_BTD)], dim=-1)
-        out_BTD, _, routing, index_loss = self.block(self.eh_proj(joined_BTX), around)
+        # The residual stream is as wide as the embedding, as in the main stack.
+        x_BTD = self.eh_proj(joined_BTX).to(ahead_BTD.dtype)
+        out_BTD, _, routing, index_loss = self.block(x_BTD, around)
         return MtpOutput(self.shared_head_norm(out_BTD), routing, index_loss)

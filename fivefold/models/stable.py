@@ -6,8 +6,8 @@ stand is the only difference between the two users: the trainer's keys are those
 itself, the serving engine's stand in its pool. So the engine's log-probabilities are the trainer's,
 and a ratio between them is exactly one.
 
-Surprise: a recomputation in the backward pass runs outside of `BatchInvariant`; it changes
-gradients by rounding, never the log-probabilities.
+Surprise: nothing here may be recomputed in the backward pass, which runs outside of
+`BatchInvariant`. The places of all keys are one table of tokens x keys: for the short rows of RL.
 """
 
 import dataclasses
@@ -69,6 +69,7 @@ def stable_forward(
     `documents_BT` names the document of each token of a packed row, whose tokens stand together, -1
     for padding, which sees itself; with it goes `positions_BT`, that of each token in its document.
     """
+    assert not any(block.recompute for block in model.layers), "the stable forward is kept"
     rows, tokens = ids_BT.shape
     if positions_BT is None:
         positions_BT = torch.arange(tokens, device=ids_BT.device).expand(rows, -1)

@@ -119,7 +119,7 @@ class _Experts(torch.autograd.Function):
         weighted_PF = act_PF * weight_P[:, None]
         grad_PD = grad_TD.index_select(0, token_P)
         grad_weighted_PF = torch.empty_like(act_PF)
-        grad_down = torch.zeros_like(down_EDF) if ctx.needs_input_grad[4] else None
+        grad_down = _empty_gradient(down_EDF, ctx.parts) if ctx.needs_input_grad[4] else None
         for expert, part in ctx.parts:
             torch.mm(grad_PD[part], down_EDF[expert], out=grad_weighted_PF[part])
             if grad_down is not None:
@@ -131,13 +131,23 @@ class _Experts(torch.autograd.Function):
         torch.mul(grad_act_PF, F.silu(gate), out=grad_hidden_PF[:, width:])
         grad_hidden_PF[:, :width] = torch.ops.aten.silu_backward(grad_act_PF.mul_(up), gate)
         grad_x_PD = torch.empty_like(x_PD)
-        grad_gate_up = torch.zeros_like(gate_up_EFD) if ctx.needs_input_grad[3] else None
+        grad_gate_up = _empty_gradient(gate_up_EFD, ctx.parts) if ctx.needs_input_grad[3] else None
         for expert, part in ctx.parts:
             torch.mm(grad_hidden_PF[part], gate_up_EFD[expert], out=grad_x_PD[part])
             if grad_gate_up is not None:
                 torch.mm(grad_hidden_PF[part].T, x_PD[part], out=grad_gate_up[expert])
         grad_weight_TA = grad_weight_P[place_TA.flatten()].view_as(place_TA)
         return _gather_sum(grad_x_PD, place_TA), None, grad_weight_TA, grad_gate_up, grad_down
+
+
+def _empty_gradient(weight: Tensor, parts: list[tuple[int, slice]]) -> Tensor:
+    """Return memory for the gradient of stacked weights: 0 for experts without pairs only."""
+    gradient = torch.empty_like(weight)
+    used = {expert for expert, _ in parts}
+    for expert in range(len(weight)):
+        if expert not in used:
+            gradient[expert].zero_()
+    return gradient
 
 
 def _gather_sum(y_PD: Tensor, place_TA: Tensor) -> Tensor:

@@ -33,7 +33,7 @@ def masked_attention(q: Tensor, k: Tensor, v: Tensor, visible_BTS: Tensor, scale
     blockwise = q.is_cpu and q.shape[2] > _BLOCK and q.shape[-1] == v.shape[-1]
     if not blockwise:
         return reference(q, k, v, visible_BTS, scale)
-    bias = torch.zeros(visible_BTS.shape, dtype=q.dtype).masked_fill_(~visible_BTS, -torch.inf)
+    bias = torch.where(visible_BTS, q.new_zeros(()), q.new_full((), -torch.inf))
     return _MaskedAttention.apply(q, k, v, bias[:, None], scale)
 
 

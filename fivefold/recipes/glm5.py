@@ -99,7 +99,6 @@ def _adapt_dsa() -> AdaptDsaConfig:
         "batch_rows_start": rows,
         "microbatch_rows": 1,
         "compute_dtype": "bfloat16",
-        "recompute": True,
         "mtp_weight": 0.1,
         "router_bias_rate": 0.0,
     }
@@ -116,6 +115,11 @@ def _adapt_dsa() -> AdaptDsaConfig:
             **part,
         ),
         sparse=GradientConfig(
-            total_tokens=20 * 10**9, kind="constant", peak_lr=1e-5, warmup_fraction=0.0, **part
+            total_tokens=20 * 10**9,
+            kind="constant",
+            peak_lr=1e-5,
+            warmup_fraction=0.0,
+            recompute=True,
+            **part,
         ),
     )

@@ -1,6 +1,6 @@
-"""Five times nano, in about an hour on two CPU cores: sparse attention at 2,048 tokens of context.
+"""Five times nano, in about an hour and a half on one CPU core: sparse attention at 2,048 tokens.
 
-The same chain as `nano` up to the adaptation, on a model of 12M parameters with bf16 matrix
+The same chain as `nano` up to the adaptation, on a model of 14M parameters with bf16 matrix
 products: large enough for the table of `docs/experiments/dsa.md` to mean something, small enough
 to repeat it overnight with other seeds.
 """
@@ -146,6 +146,7 @@ def _adapt_dsa() -> AdaptDsaConfig:
         warm_up=GradientConfig(
             total_tokens=400_000,
             kind="linear",
+            # Muon's updates have a fixed size: GLM-5's 5e-3 over 1,000 steps is too little for 50.
             peak_lr=4e-2,
             final_lr=2e-3,
             warmup_fraction=0.05,

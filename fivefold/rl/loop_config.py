@@ -143,6 +143,13 @@ class LoopConfig(Config):
 
     @pydantic.model_validator(mode="after")
     def _check_whole(self) -> "LoopConfig":
+        if self.engine.deterministic and self.update.recompute:
+            raise ConfigError(
+                expected="`engine.deterministic` or `update.recompute`",
+                found="both",
+                fix="Keep the deterministic trainer's activations: a recomputation would round "
+                "otherwise",
+            )
         if self.engine.deterministic and self.sampling.replays_routing:
             raise ConfigError(
                 expected="`engine.deterministic` or `sampling.replays_routing`",

@@ -110,7 +110,7 @@ class FusedRunner:
         assert mtp is not None, "drafting needs the MTP layer"
         embedded_TD = F.embedding(next_T, self._model.embed_tokens.weight)
         joined = torch.cat([_norm(embedded_TD, mtp.enorm), _norm(hidden_TD, mtp.hnorm)], -1)
-        x_TD = mtp.eh_proj(joined)
+        x_TD = mtp.eh_proj(joined).to(embedded_TD.dtype)
         picked: list[Picked | None] = [None] * (len(keys.chunks) + 1)
         x_TD, _ = self._run_layer(self._layers[-1], x_TD, self._turn(keys), keys, picked)
         return _norm(x_TD, mtp.shared_head_norm)

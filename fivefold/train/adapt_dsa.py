@@ -112,9 +112,9 @@ def adapt_dsa(
     if "control" in inputs:
         rows.append(_measure_control(inputs["control"], examiner, config, inputs, context))
     _write_comparison(rows, out / "page")
+    write_outcome(model, tokenizer, done, out)
     logger.info("measures what attention costs at %s tokens", list(config.cost_contexts))
     write_cost_curve(model.config, config.cost_contexts, context.device, out / "page")
-    write_outcome(model, tokenizer, done, out)
 
 
 def _measure_control(

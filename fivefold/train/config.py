@@ -129,7 +129,7 @@ class AdaptDsaConfig(Config):
     """Weights of the sources; None takes those of the `tokens` stage."""
     index_loss_weight: float = pydantic.Field(default=1.0, gt=0)
     """Weight of the indexers' loss beside the language loss in the sparse part."""
-    cost_contexts: Runtime[tuple[int, ...]] = (512, 1024, 2048, 4096, 8192)
+    cost_contexts: Runtime[tuple[pydantic.PositiveInt, ...]] = (512, 1024, 2048, 4096, 8192)
     """Row lengths at which the report measures one layer's attention, dense and sparse; () none."""
     warm_up: GradientConfig
     """Only the indexers learn, from dense attention (GLM-5: 1000 steps, rate 5e-3 to 2e-4)."""

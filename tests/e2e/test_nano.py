@@ -241,6 +241,14 @@ def test_adaptation_trains_each_part_by_its_own_loss(finished: Path) -> None:
         for layer in range(4):
             assert probe[f"index/recall_layer{layer}"] <= probe[f"index/best_layer{layer}"] + 1e-6
     assert "validation/planted_loss_nats" in probes[-1]
+    page = finished / "adapt_dsa" / "page"
+    comparison = json.loads((page / "05_sparse_against_dense.json").read_text())
+    assert [row[0] for row in comparison["rows"]] == [
+        "sparse, 32 keys a query",
+        "dense, trained on as long",
+    ]
+    cost = json.loads((page / "06_attention_cost.json").read_text())
+    assert [line["x"] for line in cost["series"]] == [[64, 128]] * 4
 
 
 def test_changed_config_keeps_the_earlier_result(finished: Path, tmp_path: Path) -> None:

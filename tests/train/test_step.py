@@ -135,6 +135,18 @@ def test_nonfinite_gradient_skips_the_update_and_says_so() -> None:
     assert all(torch.equal(state[n], t) for n, t in optimizer.state_dict().items())
 
 
+def test_activations_that_are_not_numbers_skip_the_update_too() -> None:
+    model = build(TINY)
+    with torch.no_grad():
+        model.layers[0].input_layernorm.weight[3] = math.nan
+    optimizer = HybridOptimizer(model.named_parameters(), TINY, CONFIG.optimizer)
+    compute, tracker = ComputeModel(model, torch.float32), BalanceTracker(model)
+    objective = language_objective(CONFIG)
+    result = train_step(compute, optimizer, tracker, objective, ROWS, 0, CONFIG, microbatch_rows=2)
+    assert result.is_skipped
+    assert math.isnan(result.measured["loss_nats"])
+
+
 def test_clipping_scales_each_group_alone() -> None:
     groups = {
         "backbone": [torch.nn.Parameter(torch.zeros(3)), torch.nn.Parameter(torch.zeros(1))],
