@@ -137,24 +137,22 @@ def attention_step(
         (1, length, rope),
         (heads, nope + config.v_head_dim, latent),
     ]
-    parts = [torch.randn(*s, generator=generator).to(dtype).requires_grad_() for s in shapes]
+    q_nope, q_rope, latents, ropes, kv_b = (
+        torch.randn(*s, generator=generator).to(dtype).requires_grad_() for s in shapes
+    )
     index_heads, channels = config.index_n_heads or 0, config.index_head_dim
-    scan = [
-        torch.randn(*s, generator=generator)
-        for s in (
-            (1, length, index_heads, channels),
-            (1, length, channels),
-            (1, length, index_heads),
-        )
-    ]
+    index_q = torch.randn(1, length, index_heads, channels, generator=generator)
+    index_key = torch.randn(1, length, channels, generator=generator)
+    index_weight = torch.randn(1, length, index_heads, generator=generator)
     scale = config.qk_head_dim**-0.5
 
     def step() -> None:
         if sparse:
-            places_BTK = sparse_index(*scan, config.index_topk)
-            attend_gathered(*parts, places_BTK, scale).sum().backward()
+            places = sparse_index(index_q, index_key, index_weight, config.index_topk)
+            out = attend_gathered(q_nope, q_rope, latents, ropes, kv_b, places, scale)
         else:
-            attend_expanded(*parts, None, scale).sum().backward()
+            out = attend_expanded(q_nope, q_rope, latents, ropes, kv_b, None, scale)
+        out.sum().backward()
 
     return step
 

@@ -138,7 +138,7 @@ def test_nonfinite_gradient_skips_the_update_and_says_so() -> None:
 def test_activations_that_are_not_numbers_skip_the_update_too() -> None:
     model = build(TINY)
     with torch.no_grad():
-        model.layers[0].input_layernorm.weight[3] = math.nan
+        dict(model.named_parameters())["layers.0.input_layernorm.weight"][3] = math.nan
     optimizer = HybridOptimizer(model.named_parameters(), TINY, CONFIG.optimizer)
     compute, tracker = ComputeModel(model, torch.float32), BalanceTracker(model)
     objective = language_objective(CONFIG)
