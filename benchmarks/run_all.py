@@ -15,6 +15,7 @@ RUNS = (
     ("train_memory.py", "--dtype", "bfloat16"),
     ("decode.py", "--batch", "1"),
     ("decode.py", "--batch", "8"),
+    ("selection.py",),
     ("sparse_attention.py", "--lengths", "2048"),
     ("long_context.py", "--what", "step", "--length", "16384", "--pairs", "3"),
     ("long_context.py", "--what", "step", "--length", "32768", "--pairs", "3"),

@@ -109,9 +109,25 @@ def select_mask(query: IndexQuery, k: int, visible_BTS: Tensor | None) -> Select
     )
 
 
-def select_places(query: IndexQuery, k: int, documents_BS: Tensor | None) -> Selection:
-    """List the kept keys; nothing of the size of queries x keys exists on the way."""
-    return Selection(query, places_BTK=sparse_index(*query, k, documents_BS))
+class Kept:
+    """The places that a block's first forward has selected, for its recomputation."""
+
+    places_BTK: Tensor | None = None
+
+
+def select_places(
+    query: IndexQuery, k: int, documents_BS: Tensor | None, kept: Kept | None = None
+) -> Selection:
+    """List the kept keys; nothing of the size of queries x keys exists on the way.
+
+    What `kept` holds is not selected again; what it lacks it is given.
+    """
+    places_BTK = None if kept is None else kept.places_BTK
+    if places_BTK is None:
+        places_BTK = sparse_index(*query, k, documents_BS)
+    if kept is not None:
+        kept.places_BTK = places_BTK
+    return Selection(query, places_BTK=places_BTK)
 
 
 def loss_over_all_keys(

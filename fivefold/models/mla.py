@@ -17,6 +17,7 @@ from fivefold.models.config import ModelConfig
 from fivefold.models.indexer import (
     Indexer,
     IndexQuery,
+    Kept,
     Selection,
     loss_over_all_keys,
     loss_over_selected_keys,
@@ -71,8 +72,17 @@ class LatentAttention(nn.Module):
         self.indexer = Indexer(config) if full else None
         self.selects = config.has_indexer
 
-    def forward(self, x_BTD: Tensor, around: Surroundings, below: Selection | None) -> Attended:
-        """Attend from (B, T, D); `below` is the selection of the layer below."""
+    def forward(
+        self,
+        x_BTD: Tensor,
+        around: Surroundings,
+        below: Selection | None,
+        kept: Kept | None = None,
+    ) -> Attended:
+        """Attend from (B, T, D); `below` is the selection of the layer below.
+
+        `kept` carries the selection of a first forward to its recomputation.
+        """
         if around.attend is not None:
             return Attended(self._attend_elsewhere(x_BTD, around, around.attend), None, None)
         rows, queries, _ = x_BTD.shape
@@ -88,7 +98,7 @@ class LatentAttention(nn.Module):
             assert q_latent_BTC is not None, "the indexer reads the query latent"
             with torch.set_grad_enabled(torch.is_grad_enabled() and around.index_learns):
                 query = self.indexer.query(x_BTD, q_latent_BTC, around.turn_BTR, index_BSJ)
-            selection = self._select(query, around)
+            selection = self._select(query, around, kept)
         kv_b_HC = self.kv_b_proj.weight.view(self.heads, -1, self.latent)
         parts = q_nope, q_rope, latent_BSC, rope_BSR, kv_b_HC
         out_BTHV, index_loss = self._attend(parts, around, selection)
@@ -135,11 +145,11 @@ class LatentAttention(nn.Module):
         with torch.set_grad_enabled(torch.is_grad_enabled() and around.index_learns):
             return self.indexer.keys(x_BTD, around.turn_BTR)
 
-    def _select(self, query: IndexQuery, around: Surroundings) -> Selection:
+    def _select(self, query: IndexQuery, around: Surroundings, kept: Kept | None) -> Selection:
         if around.is_dense or around.keys <= self.topk:
             return Selection(query)
         if around.gathers(self.topk):
-            return select_places(query, self.topk, around.documents_BT)
+            return select_places(query, self.topk, around.documents_BT, kept)
         return select_mask(query, self.topk, around.visible_BTS)
 
     def _attend(

@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from fivefold.errors import ConfigError
 from fivefold.models.cache import LatentCache
 from fivefold.models.config import ModelConfig
-from fivefold.models.indexer import Selection
+from fivefold.models.indexer import Kept, Selection
 from fivefold.models.layer import GatedMlp, Linear, RMSNorm
 from fivefold.models.mla import LatentAttention
 from fivefold.models.moe import MoE, Routing
@@ -53,7 +53,7 @@ class Block(nn.Module):
     """x += attention(norm(x)); x += feed_forward(norm(x))."""
 
     recompute = False
-    """Keep the block's input alone and run it again in the backward pass: memory for time."""
+    """Keep the block's input and selection alone and run it again in the backward pass."""
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
@@ -81,6 +81,7 @@ class Block(nn.Module):
                 around,
                 below,
                 forced_TA,
+                Kept(),
                 use_reentrant=False,
                 preserve_rng_state=False,
             )
@@ -92,8 +93,9 @@ class Block(nn.Module):
         around: Surroundings,
         below: Selection | None,
         forced_TA: Tensor | None,
+        kept: Kept | None = None,
     ) -> BlockOutput:
-        attended = self.self_attn(self.input_layernorm(x_BTD), around, below)
+        attended = self.self_attn(self.input_layernorm(x_BTD), around, below, kept)
         x_BTD = x_BTD + attended.y_BTD
         normed_BTD = self.post_attention_layernorm(x_BTD)
         routing = None

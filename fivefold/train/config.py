@@ -27,7 +27,7 @@ class GradientConfig(ScheduleConfig):
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
     """Weights and activations of forward and backward; the optimizer's weights stay fp32."""
     recompute: Runtime[bool] = False
-    """Keep each layer's input alone and run the layer again in the backward: memory for time."""
+    """Keep each layer's input and selection, run it again in the backward: memory for time."""
     loss_chunk_tokens: int = pydantic.Field(default=2048, gt=0)
     """Tokens whose logits exist at a time."""
     validation_steps: int = pydantic.Field(default=50, gt=0)

@@ -5,6 +5,7 @@ import torch
 from test_batch import make_rows
 from tiny_model import build
 
+from fivefold.models import indexer
 from fivefold.models.preset import preset
 from fivefold.models.surroundings import IndexerMode
 from fivefold.models.transformer import Transformer
@@ -44,6 +45,17 @@ def test_recomputed_layers_give_the_same_gradients_bit_for_bit(
     assert expected.keys() == found.keys()
     assert expected
     assert all(torch.equal(expected[name], found[name]) for name in expected)
+
+
+def test_recomputation_does_not_select_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls, select = [], indexer.sparse_index
+    monkeypatch.setattr(
+        indexer, "sparse_index", lambda *arguments: calls.append(1) or select(*arguments)
+    )
+    model = build(TINY)
+    gradients(ComputeModel(model, torch.float32, recompute=True), model, "sparse")
+    # Two layers, and the MTP layer at each of its depths.
+    assert len(calls) == 2 + TINY.fivefold.mtp_depths
 
 
 def test_recomputation_keeps_fewer_bytes_for_the_backward() -> None:
