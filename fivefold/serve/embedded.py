@@ -11,7 +11,7 @@ import torch
 
 from fivefold.serve.request import QueueFullError, RequestError, SamplingParams
 from fivefold.serve.worker import Completion as EngineCompletion
-from fivefold.serve.worker import Worker
+from fivefold.serve.worker import EngineEndedError, Worker
 from fivefold.text.completer import (
     Completion,
     CompletionParams,
@@ -85,7 +85,7 @@ class EngineCompleter:
             raise _as_refused(error) from error
         except QueueFullError as error:
             raise _as_overloaded(error) from error
-        except RuntimeError as error:
+        except EngineEndedError as error:
             raise EndpointError(
                 expected="an engine that runs", found=str(error), fix="Start it anew"
             ) from error

@@ -20,7 +20,7 @@ from fivefold.serve.config import EngineConfig
 from fivefold.serve.engine import Engine
 from fivefold.serve.exposition import Histogram
 from fivefold.serve.request import RequestError, SamplingParams
-from fivefold.serve.worker import Completion, NewToken, Worker
+from fivefold.serve.worker import Completion, EngineEndedError, NewToken, Worker
 from fivefold.text.tokenizer import Tokenizer, load_tokenizer
 
 T = TypeVar("T")
@@ -63,7 +63,6 @@ class Served:
     """From a request to its end."""
     pushing: asyncio.Lock = field(default_factory=asyncio.Lock)
     """Held while weights are read and replaced."""
-    _aborting: set[asyncio.Future[int]] = field(default_factory=set)
     _numbers: Any = field(default_factory=lambda: itertools.count(1))
 
     @property
@@ -135,27 +134,6 @@ class Served:
             raise faults[0]
         return result  # pyright: ignore[reportReturnType]
 
-    @contextmanager
-    def _aborted_if_cancelled(self, rid: str) -> Iterator[None]:
-        """Abort by name what a client that leaves at once may have left in the engine's inbox.
-
-        The worker aborts requests that it has seen; one that is being added while its caller is
-        cancelled has nobody else.
-        """
-        try:
-            yield
-        except asyncio.CancelledError:
-            task = asyncio.ensure_future(self.worker.call(lambda engine: engine.abort(rid)))
-            self._aborting.add(task)
-            task.add_done_callback(self._forget)
-            raise
-
-    def _forget(self, task: asyncio.Future[int]) -> None:
-        self._aborting.discard(task)
-        # An engine that has ended has aborted everything itself.
-        if not task.cancelled():
-            task.exception()
-
     async def complete(
         self,
         ids: Sequence[int],
@@ -169,7 +147,7 @@ class Served:
         """Run a request to its end."""
         began = time.perf_counter()
         self.check_prompt(ids, params)
-        with _ended_is_not_ready(), self._aborted_if_cancelled(rid):
+        with _ended_is_not_ready():
             completion = await self.worker.generate(
                 ids, params, rid=rid, stops=stops, priority=priority, salt=salt
             )
@@ -191,7 +169,7 @@ class Served:
         self.check_prompt(ids, params)
         events = self.worker.stream(ids, params, rid=rid, stops=stops, priority=priority, salt=salt)
         is_first = True
-        with _ended_is_not_ready(), self._aborted_if_cancelled(rid):
+        with _ended_is_not_ready():
             async with aclosing(events) as events:  # pyright: ignore[reportArgumentType]
                 async for event in events:
                     if is_first:
@@ -203,12 +181,10 @@ class Served:
 
 @contextmanager
 def _ended_is_not_ready() -> Iterator[None]:
-    """Name the one RuntimeError that a worker raises by itself: its thread has ended."""
+    """Tell the client that the engine's thread has ended."""
     try:
         yield
-    except FivefoldError:
-        raise
-    except RuntimeError as error:
+    except EngineEndedError as error:
         raise not_ready(str(error)) from error
 
 

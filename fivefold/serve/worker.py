@@ -190,16 +190,19 @@ class Worker:
     async def _admit(self, add: Callable[[Engine], Request]) -> Request:
         """Add a request; a caller that is cancelled on the way leaves none behind."""
         future = self._post(add)
+        added = asyncio.wrap_future(future)
         try:
-            return await asyncio.shield(asyncio.wrap_future(future))
+            return await asyncio.shield(added)
         except asyncio.CancelledError:
+            # Nobody else asks why it was refused, and asyncio would complain of that.
+            added.add_done_callback(lambda done: done.cancelled() or done.exception())
             if not future.cancel():
                 future.add_done_callback(self._drop)
             raise
 
     def _drop(self, added: "Future[Request]") -> None:
         """Abort what was added for a caller that has gone."""
-        if added.exception() is None:
+        if not added.cancelled() and added.exception() is None:
             # An engine that has ended has aborted everything.
             with contextlib.suppress(EngineEndedError):
                 self._post(lambda engine: _abort(engine, added.result()))

@@ -154,13 +154,15 @@ def test_a_client_that_leaves_frees_its_blocks(
 
 
 def test_too_many_requests_are_told_so(server: Live) -> None:
-    connections = [
-        open_stream(server, "/generate", b'{"input_ids": [1], "sampling_params": {"n": 5, '
-                    b'"max_new_tokens": 900, "ignore_eos": true}}')
-        for _ in range(2)
-    ]  # fmt: skip
-    while server.load()["waiting_requests"] < 8:
-        time.sleep(0.001)
+    connections = []
+    # The second comes when two of the first run: five and five at once are more than may wait.
+    for waiting in (3, 8):
+        connections.append(
+            open_stream(server, "/generate", b'{"input_ids": [1], "sampling_params": {"n": 5, '
+                        b'"max_new_tokens": 900, "ignore_eos": true}}')
+        )  # fmt: skip
+        while server.load()["waiting_requests"] != waiting:
+            time.sleep(0.001)
     for stream in (False, True):
         body = {"input_ids": [[1], [2]], "stream": stream}
         assert fail(server, "/generate", body, 429)["code"] == "rate_limit_exceeded"
