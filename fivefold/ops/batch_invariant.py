@@ -10,7 +10,7 @@ know nothing of them; it belongs to the thread that enters it. Source of the ide
 Surprises: torch computes sigmoids in vectors and what is left over one by one, by another formula,
 so that the last numbers of a tensor differ; a plain exponential does not. And that the bits do not
 depend on the place in a tile is a property of the kernel, not of the rule; the tests check it.
-Products cost about twice a plain one.
+Products cost more than plain ones.
 """
 
 from typing import Any

@@ -8,14 +8,9 @@ above the next has one choice; in the others the places at the k-th value are fi
 A score of -inf is invisible and never chosen.
 """
 
-from concurrent.futures import ThreadPoolExecutor
-
 import numpy as np
 import torch
 from torch import Tensor
-
-_SHARED = 2**19
-"""Scores from which on threads share the work: fewer are ranked before threads have started."""
 
 
 def reference(scores: Tensor, k: int) -> Tensor:
@@ -34,16 +29,8 @@ def largest(scores: Tensor, n: int) -> Tensor:
         return torch.topk(scores, n, dim=-1).values.flip(-1)
     first = scores.shape[-1] - n
     wide = scores.to(torch.promote_types(scores.dtype, torch.float32))
-    rows, threads = wide.numpy(), torch.get_num_threads()
-    if threads == 1 or rows.size < _SHARED:
-        return torch.from_numpy(np.partition(rows, first, axis=-1)[:, first:]).to(scores.dtype)
-
-    def part(some: np.ndarray) -> np.ndarray:
-        return np.partition(some, first, axis=-1)[:, first:]
-
-    with ThreadPoolExecutor(threads) as pool:
-        parted = np.concatenate(list(pool.map(part, np.array_split(rows, threads))))
-    return torch.from_numpy(parted).to(scores.dtype)
+    parted = np.partition(wide.numpy(), first, axis=-1)
+    return torch.from_numpy(parted[:, first:]).to(scores.dtype)
 
 
 def selection_mask(scores: Tensor, k: int) -> Tensor:

@@ -5,7 +5,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fivefold.ops import select_topk
 from fivefold.ops.select_topk import largest
 
 
@@ -29,11 +28,3 @@ def test_values_are_those_of_a_sort_and_the_least_comes_first(
     assert found.dtype == dtype
     assert torch.equal(found.sort(-1).values, scores.sort(-1).values[:, -n:])
     assert torch.equal(found[:, 0], found.amin(-1))
-
-
-def test_threads_share_the_rows_without_mixing_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(select_topk, "_SHARED", 0)
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
-    scores = torch.randn(5, 40, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(largest(scores, 7).sort(-1).values, scores.sort(-1).values[:, -7:])
-    assert torch.equal(largest(scores[:2], 7)[:, 0], scores[:2].sort(-1).values[:, -7])
