@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fivefold.ops.masked_attention import masked_attention
+from fivefold.ops.product import linear
 
 
 def attend_expanded(
@@ -33,7 +34,7 @@ def attend_expanded(
     """
     rows, queries, heads, nope = q_nope_BTHN.shape
     keys = latent_BSC.shape[1]
-    kv_BSHX = F.linear(latent_BSC, kv_b_HC.flatten(0, 1)).view(rows, keys, heads, -1)
+    kv_BSHX = linear(latent_BSC, kv_b_HC.flatten(0, 1)).view(rows, keys, heads, -1)
     k_nope, v = kv_BSHX.split([nope, kv_BSHX.shape[-1] - nope], dim=-1)
     q_BTHQ = torch.cat([q_nope_BTHN, q_rope_BTHR], -1)
     k_BSHQ = torch.cat([k_nope, rope_BSR[:, :, None].expand(-1, -1, heads, -1)], -1)

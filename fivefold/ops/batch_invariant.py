@@ -20,6 +20,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+from fivefold.ops import product
+
 TILE_ROWS = 8
 """Rows of a tile: the fewest that give a place in the tile no influence."""
 
@@ -59,7 +61,7 @@ def _decay(x: Tensor) -> Tensor:
 
 
 class BatchInvariant(TorchFunctionMode):
-    """While entered, `F.linear`, `torch.mm`, `sigmoid` and `F.silu` are those of this module."""
+    """While entered, products of weights, `sigmoid` and `F.silu` are those of this module."""
 
     def __torch_function__(
         self,
@@ -70,15 +72,13 @@ class BatchInvariant(TorchFunctionMode):
     ) -> Any:
         """Replace what depends on other rows, pass everything else on."""
         kwargs = kwargs or {}
-        if func is F.linear:
+        if func in (F.linear, product.linear):
             return linear(*args, **kwargs)
         if func in (torch.sigmoid, Tensor.sigmoid):
             return sigmoid(*args)
         if func is F.silu:
             return silu(args[0])
-        if func is torch.mm:
+        if func is product.product:
             left, right = args
-            product = linear(left, right.T)
-            out = kwargs.get("out")
-            return product if out is None else out.copy_(product)
+            return linear(left, right.T)
         return func(*args, **kwargs)

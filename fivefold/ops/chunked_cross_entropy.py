@@ -20,6 +20,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from fivefold.ops.product import product
+
 IGNORED = -100
 """Label of a row without a target, PyTorch's own convention."""
 
@@ -145,15 +147,9 @@ def _sweep(
     d_hidden_TD = torch.zeros_like(hidden_TD) if wants_gradients[0] else None
     # Chunks add up in fp32: a bf16 sum would lose a bit with every doubling of their number.
     d_weight_WD = torch.zeros_like(weight_WD, dtype=exact) if wants_gradients[1] else None
-    raw_CW = hidden_TD.new_empty(min(chunk_tokens, len(kept)), len(weight_WD))
-    is_exact = raw_CW.dtype == exact
-    exact_CW = raw_CW if is_exact else torch.empty_like(raw_CW, dtype=exact)
     for rows in kept.split(chunk_tokens):
         hidden_CD, labels_C1 = hidden_TD[rows], labels_T[rows, None]
-        product_CW, logits_CW = raw_CW[: len(rows)], exact_CW[: len(rows)]
-        torch.mm(hidden_CD, weight_WD.T, out=product_CW)
-        if not is_exact:
-            logits_CW.copy_(product_CW)
+        logits_CW = product(hidden_CD, weight_WD.T).to(exact)
         logprobs_C1, total_C1 = _exponentiate(logits_CW, labels_C1)
         logprobs_T[rows] = logprobs_C1.squeeze(1)
         if not any(wants_gradients):
@@ -163,12 +159,13 @@ def _sweep(
             weights_C1.copy_(token_weights_T[rows, None])
         # d loss / d logits = token weight x (softmax - one-hot label).
         logits_CW.mul_(weights_C1 / total_C1).scatter_add_(1, labels_C1, -weights_C1)
-        if not is_exact:
-            product_CW.copy_(logits_CW)
+        d_logits_CW = logits_CW.to(hidden_TD.dtype)
         if d_hidden_TD is not None:
-            d_hidden_TD[rows] = product_CW @ weight_WD
+            d_hidden_TD[rows] = product(d_logits_CW, weight_WD)
         if d_weight_WD is not None:
-            _accumulate_product(d_weight_WD, product_CW, hidden_CD)
+            d_weight_WD.add_(product(d_logits_CW.T, hidden_CD))
+        # Two chunks' logits never exist at the same time.
+        del logits_CW, d_logits_CW
     weighted_T = logprobs_T if token_weights_T is None else logprobs_T * token_weights_T
     total = -weighted_T[kept].sum(dtype=exact)
     if d_weight_WD is not None:
@@ -182,13 +179,6 @@ def _exponentiate(logits_CW: Tensor, labels_C1: Tensor) -> tuple[Tensor, Tensor]
     label_logits_C1 = logits_CW.gather(1, labels_C1)
     total_C1 = logits_CW.exp_().sum(dim=1, keepdim=True)
     return label_logits_C1 - total_C1.log(), total_C1
-
-
-def _accumulate_product(sum_WD: Tensor, d_logits_CW: Tensor, hidden_CD: Tensor) -> None:
-    if sum_WD.dtype == hidden_CD.dtype:
-        sum_WD.addmm_(d_logits_CW.T, hidden_CD)
-    else:
-        sum_WD.add_(d_logits_CW.T @ hidden_CD)
 
 
 def _exact_dtype(dtype: torch.dtype) -> torch.dtype:

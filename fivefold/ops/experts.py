@@ -14,6 +14,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from fivefold.ops.product import product
+
 
 def reference(
     x_TD: Tensor, chosen_TA: Tensor, weight_TA: Tensor, gate_up_EFD: Tensor, down_EDF: Tensor
@@ -77,17 +79,13 @@ def _run(
     pairs = sort_pairs(chosen_TA, gate_up_EFD.shape[0])
     width = down_EDF.shape[-1]
     x_PD = x_TD.index_select(0, pairs.token_P)
-    hidden_PF = x_PD.new_empty(x_PD.shape[0], 2 * width)
-    for expert, part in pairs.parts:
-        torch.mm(x_PD[part], gate_up_EFD[expert].T, out=hidden_PF[part])
+    hidden_PF = _grouped(x_PD, gate_up_EFD.mT, pairs.parts)
     weight_P = torch.empty_like(weight_TA.flatten())
     weight_P[pairs.place_TA.flatten()] = weight_TA.flatten()
     weight_P = weight_P.to(x_TD.dtype)
     act_PF = F.silu(hidden_PF[:, :width]).mul_(hidden_PF[:, width:])
     weighted_PF = act_PF * weight_P[:, None]
-    y_PD = torch.empty_like(x_PD)
-    for expert, part in pairs.parts:
-        torch.mm(weighted_PF[part], down_EDF[expert].T, out=y_PD[part])
+    y_PD = _grouped(weighted_PF, down_EDF.mT, pairs.parts)
     return _gather_sum(y_PD, pairs.place_TA), pairs, [x_PD, hidden_PF, act_PF, weight_P]
 
 
@@ -118,26 +116,31 @@ class _Experts(torch.autograd.Function):
         width = down_EDF.shape[-1]
         weighted_PF = act_PF * weight_P[:, None]
         grad_PD = grad_TD.index_select(0, token_P)
-        grad_weighted_PF = torch.empty_like(act_PF)
+        grad_weighted_PF = _grouped(grad_PD, down_EDF, ctx.parts)
         grad_down = _empty_gradient(down_EDF, ctx.parts) if ctx.needs_input_grad[4] else None
-        for expert, part in ctx.parts:
-            torch.mm(grad_PD[part], down_EDF[expert], out=grad_weighted_PF[part])
-            if grad_down is not None:
-                torch.mm(grad_PD[part].T, weighted_PF[part], out=grad_down[expert])
+        if grad_down is not None:
+            for expert, part in ctx.parts:
+                grad_down[expert] = product(grad_PD[part].T, weighted_PF[part])
         grad_weight_P = (grad_weighted_PF * act_PF).sum(-1, dtype=ctx.weight_dtype)
         grad_act_PF = grad_weighted_PF.mul_(weight_P[:, None])
         gate, up = hidden_PF[:, :width], hidden_PF[:, width:]
         grad_hidden_PF = torch.empty_like(hidden_PF)
         torch.mul(grad_act_PF, F.silu(gate), out=grad_hidden_PF[:, width:])
         grad_hidden_PF[:, :width] = torch.ops.aten.silu_backward(grad_act_PF.mul_(up), gate)
-        grad_x_PD = torch.empty_like(x_PD)
+        grad_x_PD = _grouped(grad_hidden_PF, gate_up_EFD, ctx.parts)
         grad_gate_up = _empty_gradient(gate_up_EFD, ctx.parts) if ctx.needs_input_grad[3] else None
-        for expert, part in ctx.parts:
-            torch.mm(grad_hidden_PF[part], gate_up_EFD[expert], out=grad_x_PD[part])
-            if grad_gate_up is not None:
-                torch.mm(grad_hidden_PF[part].T, x_PD[part], out=grad_gate_up[expert])
+        if grad_gate_up is not None:
+            for expert, part in ctx.parts:
+                grad_gate_up[expert] = product(grad_hidden_PF[part].T, x_PD[part])
         grad_weight_TA = grad_weight_P[place_TA.flatten()].view_as(place_TA)
         return _gather_sum(grad_x_PD, place_TA), None, grad_weight_TA, grad_gate_up, grad_down
+
+
+def _grouped(rows_PX: Tensor, weight_EXY: Tensor, parts: list[tuple[int, slice]]) -> Tensor:
+    """Multiply each expert's rows by its weight; returns (P, Y)."""
+    none = rows_PX.new_empty(0, weight_EXY.shape[2])
+    products = [product(rows_PX[part], weight_EXY[expert]) for expert, part in parts]
+    return torch.cat([none, *products])
 
 
 def _empty_gradient(weight: Tensor, parts: list[tuple[int, slice]]) -> Tensor:

@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fivefold.models.layer import GatedMlp, RMSNorm
-from fivefold.models.moe import MoE
 from fivefold.models.transformer import Block, Transformer
+from fivefold.ops.product import Packed
 from fivefold.ops.rotary import rotary_angles, rotate_pairs
 from fivefold.serve.attend import IndexQueries, Picked, attend_chunk, attend_decoded
 from fivefold.serve.batch import KeyMap
-from fivefold.serve.fused import FusedAttention, GateUp, fuse_attention, fuse_gate_up
+from fivefold.serve.feed import FusedFeed
+from fivefold.serve.fused import FusedAttention, Norm, fuse_attention
 from fivefold.serve.pool import CachePool, CacheRow
 
 
@@ -59,8 +59,8 @@ class Runner(Protocol):
 class _Layer(NamedTuple):
     block: Block
     attention: FusedAttention
-    gate_up: GateUp | None
-    """The dense or shared feed-forward; None where there is none."""
+    feed_norm: Norm
+    feed: FusedFeed
     cache: CacheRow
 
 
@@ -83,9 +83,19 @@ class FusedRunner:
         modules = [*model.layers, *([] if model.mtp is None else [model.mtp.block])]
         blocks = [block for block in modules if isinstance(block, Block)]
         self._layers = [
-            _Layer(block, fuse_attention(block.self_attn, config), _gate_up(block), cache)
+            _Layer(
+                block,
+                fuse_attention(block.input_layernorm, block.self_attn, config),
+                Norm(block.post_attention_layernorm),
+                FusedFeed(block.mlp),
+                cache,
+            )
             for block, cache in zip(blocks, self._pool.layers, strict=False)
         ]
+        self._out_norm, self._head = Norm(model.norm), Packed(model.lm_head.weight)
+        if model.mtp is not None:
+            mtp = model.mtp
+            self._mtp_norms = Norm(mtp.enorm), Norm(mtp.hnorm), Norm(mtp.shared_head_norm)
         self._rope = config.qk_rope_head_dim
         self._heads = config.num_attention_heads
         self._topk = config.index_topk if config.has_indexer else 2**62
@@ -101,7 +111,7 @@ class FusedRunner:
         for layer in self._layers[: len(model.layers)]:
             x_TD, chosen_TA = self._run_layer(layer, x_TD, turn_T1R, keys, picked)
             routing += [] if chosen_TA is None else [chosen_TA]
-        return Forward(_norm(x_TD, model.norm), routing)
+        return Forward(self._out_norm(x_TD), routing)
 
     @torch.inference_mode()
     def draft(self, hidden_TD: Tensor, next_T: Tensor, keys: KeyMap) -> Tensor:
@@ -109,16 +119,18 @@ class FusedRunner:
         mtp = self._model.mtp
         assert mtp is not None, "drafting needs the MTP layer"
         embedded_TD = F.embedding(next_T, self._model.embed_tokens.weight)
-        joined = torch.cat([_norm(embedded_TD, mtp.enorm), _norm(hidden_TD, mtp.hnorm)], -1)
+        of_embedded, of_hidden, of_head = self._mtp_norms
+        joined = torch.cat([of_embedded(embedded_TD), of_hidden(hidden_TD)], -1)
         x_TD = mtp.eh_proj(joined).to(embedded_TD.dtype)
         picked: list[Picked | None] = [None] * (len(keys.chunks) + 1)
         x_TD, _ = self._run_layer(self._layers[-1], x_TD, self._turn(keys), keys, picked)
-        return _norm(x_TD, mtp.shared_head_norm)
+        return of_head(x_TD)
 
     @torch.inference_mode()
     def logits(self, hidden_MD: Tensor) -> Tensor:
         """See `Runner`."""
-        return self._model.logits(hidden_MD)
+        logits_MW = self._head.linear(hidden_MD)
+        return logits_MW if logits_MW.dtype == torch.float64 else logits_MW.float()
 
     def _turn(self, keys: KeyMap) -> Tensor:
         model = self._model
@@ -136,34 +148,25 @@ class FusedRunner:
         fused = layer.attention
         q_THX, index = self._project(layer, x_TD, turn_T1R, keys)
         context_TY = self._attend(q_THX, layer.cache, keys, index, picked).flatten(1)
-        x_TD = x_TD + F.linear(context_TY, fused.out_DY, fused.out_bias_D)
-        normed_TD = _norm(x_TD, layer.block.post_attention_layernorm)
-        mlp, chosen_TA = layer.block.mlp, None
-        if isinstance(mlp, MoE):
-            weight_TA, routing = mlp.gate(normed_TD)
-            chosen_TA, experts = routing.chosen_TA, mlp.experts
-            x_TD = x_TD + mlp.dispatch(
-                normed_TD, chosen_TA, weight_TA, experts.gate_up, experts.down
-            )
-        if layer.gate_up is not None:
-            gate, up = F.linear(normed_TD, layer.gate_up.gate_up_XD).chunk(2, dim=-1)
-            x_TD = x_TD + F.linear(F.silu(gate) * up, layer.gate_up.down_DF)
-        return x_TD, chosen_TA
+        x_TD = x_TD + fused.out_DY.linear(context_TY, fused.out_bias_D)
+        normed_TD = layer.feed_norm(x_TD)
+        out_TD, chosen_TA = layer.feed(normed_TD)
+        return x_TD + out_TD, chosen_TA
 
     def _project(
         self, layer: _Layer, x_TD: Tensor, turn_T1R: Tensor, keys: KeyMap
     ) -> tuple[Tensor, IndexQueries | None]:
         """Write the keys of the new tokens; return absorbed queries and what the indexer needs."""
         fused, attention, rope = layer.attention, layer.block.self_attn, self._rope
-        normed_TD = _norm(x_TD, layer.block.input_layernorm)
-        both = F.linear(normed_TD, fused.in_YD, fused.in_bias_Y).split(fused.in_widths, -1)
+        normed_TD = fused.in_norm(x_TD)
+        both = fused.in_YD.linear(normed_TD, fused.in_bias_Y).split(fused.in_widths, -1)
         key_TX, index_key_TJ, q_TY, index_weight_TI, _ = both
-        latent_TC = _norm(key_TX[:, rope:], attention.kv_a_layernorm)
+        latent_TC = fused.latent_norm(key_TX[:, rope:])
         _turn_(key_TX[:, None, :rope], turn_T1R)
         row_TX = torch.cat([key_TX[:, :rope], latent_TC], -1)
         layer.cache.latent_SX.index_copy_(0, keys.slot_T, row_TX)
-        if fused.queries_YL is not None:
-            q_TY = F.linear(_norm(q_TY, attention.q_a_layernorm), fused.queries_YL)
+        if fused.queries_YL is not None and fused.query_norm is not None:
+            q_TY = fused.queries_YL.linear(fused.query_norm(q_TY))
         tokens, width = row_TX.shape
         q_THX = q_TY[:, : self._heads * width].view(tokens, self._heads, width)
         _turn_(q_THX[..., :rope], turn_T1R)
@@ -217,20 +220,6 @@ class FusedRunner:
                 q_THX[chunk.places], cache, chunk, own, picked[i], **sizes
             )
         return out
-
-
-def _gate_up(block: Block) -> GateUp | None:
-    if isinstance(block.mlp, GatedMlp):
-        return fuse_gate_up(block.mlp)
-    shared = block.mlp.shared_experts
-    return None if shared is None else fuse_gate_up(shared)
-
-
-def _norm(x: Tensor, norm: RMSNorm) -> Tensor:
-    if x.dtype == norm.weight.dtype:
-        return F.rms_norm(x, norm.weight.shape, norm.weight, norm.eps)
-    # A wide residual stream enters narrow products here, as in `ops.rms_norm`.
-    return F.rms_norm(x, norm.weight.shape, eps=norm.eps).to(norm.weight.dtype) * norm.weight
 
 
 def _turn_(x_THR: Tensor, turn_T1R: Tensor) -> None:
