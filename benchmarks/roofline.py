@@ -26,6 +26,7 @@ from fivefold.models.preset import preset
 from fivefold.models.surroundings import Surroundings
 from fivefold.models.transformer import Transformer
 from fivefold.ops.chunked_cross_entropy import chunked_cross_entropy
+from fivefold.ops.product import product
 from fivefold.plan.flops import head_flops, layer_flops
 from fivefold.train.compute import ComputeModel
 
@@ -106,11 +107,8 @@ def milliseconds(call: Callable[[], None], repeats: int) -> float:
 def matmul_peak(dtype: torch.dtype, repeats: int) -> float:
     """Return the FLOPs a second of a large square product."""
     left, right = (torch.randn(PEAK_SIZE, PEAK_SIZE).to(dtype) for _ in range(2))
-    out = torch.empty_like(left)
-    torch.mm(left, right, out=out)
-    best = min(
-        time_call(lambda: torch.mm(left, right, out=out)).wall_seconds for _ in range(3 * repeats)
-    )
+    product(left, right)
+    best = min(time_call(lambda: product(left, right)).wall_seconds for _ in range(3 * repeats))
     return 2 * PEAK_SIZE**3 / best
 
 
