@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from fivefold.ops.product import product
+from fivefold.ops.product import common_rows, product
 
 
 def reference(
@@ -43,18 +43,18 @@ def run_experts(
 
 
 class Pairs(NamedTuple):
-    """The token-expert pairs, grouped by expert and in token order within one."""
+    """The token-expert pairs, grouped by expert and in token order within one, padding after."""
 
     token_P: Tensor
-    """Token of each sorted pair."""
+    """Token of each place; 0 for padding, which has the weight 0."""
     place_TA: Tensor
-    """Sorted place of each pair."""
+    """Place of each pair."""
     parts: list[tuple[int, slice]]
-    """Each expert that has pairs, and where they stand."""
+    """Each expert that has pairs, and its places."""
 
 
 def sort_pairs(chosen_TA: Tensor, experts: int) -> Pairs:
-    """Group the pairs of `chosen_TA` by expert."""
+    """Group the pairs of `chosen_TA` by expert, each group padded to a common number of rows."""
     tokens, chosen = chosen_TA.shape
     if tokens == 1:
         place_TA = torch.arange(chosen, device=chosen_TA.device)[None]
@@ -62,14 +62,22 @@ def sort_pairs(chosen_TA: Tensor, experts: int) -> Pairs:
         return Pairs(torch.zeros_like(place_TA[0]), place_TA, parts)
     flat = chosen_TA.flatten()
     order = torch.argsort(flat, stable=True)
-    place = torch.empty_like(order)
-    place[order] = torch.arange(order.numel(), device=order.device)
-    parts, begin = [], 0
-    for expert, count in enumerate(torch.bincount(flat, minlength=experts).tolist()):
+    counts = torch.bincount(flat, minlength=experts).tolist()
+    parts, shift, begin, sorted_pairs = [], [], 0, 0
+    for expert, count in enumerate(counts):
+        shift.append(begin - sorted_pairs)
+        sorted_pairs += count
         if count:
-            parts.append((expert, slice(begin, begin + count)))
-        begin += count
-    return Pairs(order // chosen, place.view_as(chosen_TA), parts)
+            parts.append((expert, slice(begin, begin + common_rows(count))))
+            begin += common_rows(count)
+    sorted_place = torch.arange(len(flat), device=flat.device)
+    if begin > sorted_pairs:
+        sorted_place += torch.tensor(shift, device=flat.device)[flat[order]]
+    place = torch.empty_like(order)
+    place[order] = sorted_place
+    token_P = order.new_zeros(begin)
+    token_P[sorted_place] = order // chosen
+    return Pairs(token_P, place.view_as(chosen_TA), parts)
 
 
 def _run(
@@ -80,7 +88,7 @@ def _run(
     width = down_EDF.shape[-1]
     x_PD = x_TD.index_select(0, pairs.token_P)
     hidden_PF = _grouped(x_PD, gate_up_EFD.mT, pairs.parts)
-    weight_P = torch.empty_like(weight_TA.flatten())
+    weight_P = weight_TA.new_zeros(len(x_PD))
     weight_P[pairs.place_TA.flatten()] = weight_TA.flatten()
     weight_P = weight_P.to(x_TD.dtype)
     act_PF = F.silu(hidden_PF[:, :width]).mul_(hidden_PF[:, width:])

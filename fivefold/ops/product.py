@@ -23,6 +23,10 @@ _WORTHWHILE = 1 << 21
 _WORTHWHILE_PACKED = 1 << 18
 """The same where the weight is laid out beforehand."""
 
+_STEP = 32
+"""Rows are padded to a multiple of it: oneDNN compiles and keeps a kernel for each number of rows
+that it meets, which takes longer than the product and grows the process."""
+
 _HAS_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(
     torch.ops.mkldnn, "_linear_pointwise"
 )
@@ -38,11 +42,17 @@ def linear(x: Tensor, weight_YX: Tensor, bias_Y: Tensor | None = None) -> Tensor
     tensors = (x, weight_YX) if bias_Y is None else (x, weight_YX, bias_Y)
     if has_torch_function(tensors):
         return handle_torch_function(linear, tensors, x, weight_YX, bias_Y)
-    if not _goes_to_onednn(x, x.numel() * len(weight_YX)):
+    rows, multiplications = x.shape[:-1].numel(), x.numel() * len(weight_YX)
+    if _goes_to_onednn(x, multiplications, torch.bfloat16):
+        # By itself; but the numbers of rows are its caller's.
+        out_MY = F.linear(_padded(x.reshape(-1, x.shape[-1])), weight_YX, bias_Y)
+        return out_MY[:rows].view(*x.shape[:-1], -1)
+    if not _goes_to_onednn(x, multiplications):
         return F.linear(x, weight_YX, bias_Y)
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
         return _Linear.apply(x, weight_YX, bias_Y)
-    return _multiply(x, weight_YX, bias_Y)
+    x_MX = _padded(x.reshape(-1, x.shape[-1]))
+    return _multiply(x_MX, weight_YX, bias_Y)[:rows].view(*x.shape[:-1], -1)
 
 
 def product(left_MK: Tensor, right_KN: Tensor) -> Tensor:
@@ -81,11 +91,22 @@ class Packed:
         if packed is None or (plain_YX is not None and len(x_MX) < self._least_rows):
             assert plain_YX is not None, "a weight that is not packed is plain"
             return F.linear(x_MX, plain_YX, bias_Y)
-        return _multiply(x_MX, packed, bias_Y)
+        return _multiply(_padded(x_MX), packed, bias_Y)[: len(x_MX)]
 
 
-def _goes_to_onednn(x: Tensor, multiplications: int) -> bool:
-    return _HAS_ONEDNN and multiplications >= _WORTHWHILE and x.dtype == torch.float32 and x.is_cpu
+def common_rows(rows: int) -> int:
+    """Return the number to which so many rows are padded, so that few numbers occur."""
+    return rows if rows <= _STEP else -(-rows // _STEP) * _STEP
+
+
+def _padded(x_MX: Tensor) -> Tensor:
+    extra = common_rows(len(x_MX)) - len(x_MX)
+    return F.pad(x_MX, (0, 0, 0, extra)) if extra else x_MX
+
+
+def _goes_to_onednn(x: Tensor, multiplications: int, dtype: torch.dtype = torch.float32) -> bool:
+    is_worthwhile = _HAS_ONEDNN and multiplications >= _WORTHWHILE
+    return is_worthwhile and x.dtype == dtype and x.is_cpu
 
 
 def _multiply(x: Tensor, weight_YX: Tensor, bias_Y: Tensor | None = None) -> Tensor:
@@ -95,17 +116,22 @@ def _multiply(x: Tensor, weight_YX: Tensor, bias_Y: Tensor | None = None) -> Ten
 class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight_YX: Tensor, bias_Y: Tensor | None) -> Tensor:
-        ctx.save_for_backward(x, weight_YX)
-        return _multiply(x, weight_YX, bias_Y)
+        x_MX = _padded(x.reshape(-1, x.shape[-1]))
+        ctx.save_for_backward(x_MX, weight_YX)
+        ctx.shape = x.shape
+        out_MY = _multiply(x_MX, weight_YX, bias_Y)
+        return out_MY[: ctx.shape[:-1].numel()].view(*ctx.shape[:-1], -1)
 
     @staticmethod
     @once_differentiable
     def backward(  # pyright: ignore[reportIncompatibleMethodOverride]  # the decorator's type
         ctx: Any, *grads: Tensor
     ) -> tuple[Tensor | None, ...]:
-        x, weight_YX = ctx.saved_tensors
-        grad_MY, x_MX = grads[0].reshape(-1, len(weight_YX)), x.reshape(-1, x.shape[-1])
+        x_MX, weight_YX = ctx.saved_tensors
+        grad_MY = _padded(grads[0].reshape(-1, len(weight_YX)))
         wants_x, wants_weight, wants_bias = ctx.needs_input_grad
-        grad_x = product(grad_MY, weight_YX).view_as(x) if wants_x else None
+        grad_x = None
+        if wants_x:
+            grad_x = product(grad_MY, weight_YX)[: ctx.shape[:-1].numel()].view(ctx.shape)
         grad_weight = product(grad_MY.T, x_MX) if wants_weight else None
         return grad_x, grad_weight, grad_MY.sum(0) if wants_bias else None

@@ -177,6 +177,15 @@ def test_sort_groups_pairs_by_expert_in_token_order() -> None:
     assert pairs.parts == [(0, slice(0, 3)), (2, slice(3, 5)), (3, slice(5, 6))]
 
 
+def test_padding_lies_behind_each_expert_and_belongs_to_no_pair() -> None:
+    chosen = torch.arange(3).expand(70, 3)
+    pairs = sort_pairs(chosen, 4)
+    assert pairs.parts == [(0, slice(0, 96)), (1, slice(96, 192)), (2, slice(192, 288))]
+    assert torch.equal(pairs.token_P[pairs.place_TA], torch.arange(70)[:, None].expand(-1, 3))
+    assert torch.equal(pairs.place_TA // 96, chosen)
+    assert len(pairs.place_TA.unique()) == 210
+
+
 def test_second_derivative_is_refused_instead_of_wrong() -> None:
     chosen = spread()
     x, weight, gate_up, down = inputs(chosen)
