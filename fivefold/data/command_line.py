@@ -52,31 +52,46 @@ def data_run(
     keep_share: float = 0.1,
     cache_dir: str = "~/.cache/fivefold",
 ) -> None:
-    """Curate web pages into documents; the same command goes on after a kill.
+    """Run a recipe from raw files to documents; the same command goes on after a kill.
 
     Example: `fivefold data run dclm_baseline crawl/ sqlite-doc heuristics.mode=datatrove`
 
     Args:
-        recipe: Name of a recipe: dclm_baseline.
+        recipe: Name of a recipe: dclm_baseline, glm5_code or midtrain_long.
         arguments: Files (WARC, HTML, text, JSON lines, Parquet, packages), directories of them, or
-            names of the catalogue; and changes of single config values.
+            names of the catalogue; for glm5_code git repositories, directories of sources, or
+            `package:NAME`s; and changes of single config values.
         out: Where the run lives; `runs/data/RECIPE` if not given.
         workers: Processes at work at once; they do not change the result.
         classifier: A quality classifier, the last step.
         keep_share: Share of documents that it lets stay, the best ones.
         cache_dir: Where downloaded archives are kept.
     """
-    from fivefold.data.curate.command import recipe_config, run_curation, with_classifier
+    from fivefold.data.code.recipe import GLM5_CODE
+    from fivefold.data.curate.command import (
+        DCLM_BASELINE,
+        recipe_config,
+        run_curation,
+        with_classifier,
+    )
+    from fivefold.data.long.recipe import MIDTRAIN_LONG
     from fivefold.log import logging_to
+
+    recipes = {
+        "dclm_baseline": DCLM_BASELINE,
+        "glm5_code": GLM5_CODE,
+        "midtrain_long": MIDTRAIN_LONG,
+    }
 
     overrides = [one for one in arguments if _is_override(one)]
     sources = [one for one in arguments if not _is_override(one)]
-    config = recipe_config(recipe, overrides, workers)
+    config = recipe_config(recipe, recipes, overrides, workers)
     if classifier is not None:
         config = with_classifier(config, classifier, keep_share)
     console = Console()
     with logging_to(console):
-        run_curation(recipe, sources, config, out or Path("runs/data") / recipe, console, cache_dir)
+        place = out or Path("runs/data") / recipe
+        run_curation(recipe, recipes[recipe], sources, config, place, console, cache_dir)
 
 
 def _is_override(argument: str) -> bool:

@@ -8,15 +8,16 @@ stage, which the next launch goes on from. `stats` and `inspect` read those file
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from fivefold.artifact import atomic_write, read_json, storage_errors, write_json
-from fivefold.config import apply_overrides, config_to_json
+from fivefold.config import Config, apply_overrides, config_to_json
 from fivefold.data.curate.account import Account, Poisoned, Sample, account_from_json
 from fivefold.data.curate.config import (
     ClassifierTrainingConfig,
@@ -30,6 +31,9 @@ from fivefold.errors import ConfigError, CorruptFileError, MissingFileError, Run
 from fivefold.log import progress_on
 from fivefold.stage import Track
 
+if TYPE_CHECKING:
+    from fivefold.data.curate.dclm_baseline import Curated
+
 DEFAULT_SOURCES = (
     "anarchism",
     "debian-reference-en",
@@ -40,31 +44,60 @@ DEFAULT_SOURCES = (
 )
 """What a run takes when it is given no sources: English HTML of the catalogue, 4,900 pages."""
 
-RECIPES: dict[str, Callable[[], CurateConfig]] = {"dclm_baseline": CurateConfig}
-"""Recipes by name: their configs before any override."""
+
+@dataclass(frozen=True)
+class Recipe:
+    """What `fivefold data run` runs under a name."""
+
+    config: Callable[[], Config]
+    """Makes the config before any override; it has `workers`."""
+    run: Callable[[Sequence[Any], Any, Path, Track | None], "Curated"]
+    """Runs shards with a config in a directory."""
+    find: Callable[[Sequence[str], str], Sequence[Any]] = find_shards
+    """Finds the shards behind sources, each with `path` and `source`, given the cache directory."""
+    default_sources: Sequence[str] = DEFAULT_SOURCES
+    """What a run takes when it is given no sources."""
+    unit: str = "files"
+    """What a shard is."""
 
 
-def recipe_config(recipe: str, overrides: Sequence[str], workers: int) -> CurateConfig:
-    """Return the config of a recipe with `key.path=value` applied.
+def _run_dclm_baseline(
+    shards: Sequence[Shard], config: CurateConfig, out: Path, track: Track | None
+) -> "Curated":
+    from fivefold.data.curate.dclm_baseline import run_dclm_baseline
+
+    return run_dclm_baseline(shards, config, out, track)
+
+
+DCLM_BASELINE = Recipe(CurateConfig, _run_dclm_baseline)
+
+
+def recipe_config(
+    recipe: str, recipes: Mapping[str, Recipe], overrides: Sequence[str], workers: int
+) -> Config:
+    """Return the config of one of `recipes` with `key.path=value` applied.
 
     Raises:
         ConfigError: an unknown recipe, key, or value.
     """
-    if recipe not in RECIPES:
+    if recipe not in recipes:
         raise ConfigError(
             expected="the name of a curation recipe",
             found=repr(recipe),
-            fix=f"Choose one of {', '.join(RECIPES)}",
+            fix=f"Choose one of {', '.join(recipes)}",
         )
     changes = [f"workers={workers}", *overrides]
-    configs = apply_overrides({recipe: RECIPES[recipe]()}, [f"{recipe}.{one}" for one in changes])
+    configs = apply_overrides(
+        {recipe: recipes[recipe].config()}, [f"{recipe}.{one}" for one in changes]
+    )
     return configs[recipe]
 
 
 def run_curation(
-    recipe: str,
+    name: str,
+    recipe: Recipe,
     sources: Sequence[str],
-    config: CurateConfig,
+    config: Config,
     out: Path,
     console: Console,
     cache_dir: str = "~/.cache/fivefold",
@@ -75,16 +108,14 @@ def run_curation(
         RunDirectoryError: `out` holds foreign files.
         FivefoldError: as the recipe and the sources do.
     """
-    from fivefold.data.curate.dclm_baseline import run_dclm_baseline
-
-    _claim(out, recipe)
-    shards = find_shards(sources or DEFAULT_SOURCES, cache_dir)
-    console.out(f"{recipe}: {_describe(shards)}", highlight=False)
+    _claim(out, name)
+    shards = recipe.find(sources or recipe.default_sources, cache_dir)
+    console.out(f"{name}: {_describe(shards, recipe.unit)}", highlight=False)
     write_json(
         out / "run.json",
-        {"recipe": recipe, "sources": list(sources), "config": config_to_json(config)},
+        {"recipe": name, "sources": list(sources), "config": config_to_json(config)},
     )
-    curated = run_dclm_baseline(shards, config, out, progress_on(console))
+    curated = recipe.run(shards, config, out, progress_on(console))
     _publish(curated.documents, out / "documents")
     curation_page(out / "page", curated.accounts, curated.summary)
     show_stats(out, console)
@@ -96,11 +127,12 @@ def run_curation(
     console.out(f"documents: {out / 'documents'}", highlight=False)
 
 
-def _describe(shards: Sequence[Shard]) -> str:
+def _describe(shards: Sequence[Any], unit: str) -> str:
     names = list(dict.fromkeys(shard.source for shard in shards))
-    size = sum(shard.path.stat().st_size for shard in shards)
     shown = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
-    return f"{len(shards):,} files, {size / 1e6:,.1f} MB, from {shown}"
+    files = [shard.path for shard in shards if shard.path.is_file()]
+    size = f"{sum(path.stat().st_size for path in files) / 1e6:,.1f} MB, " if files else ""
+    return f"{len(shards):,} {unit}, {size}from {shown}"
 
 
 def _claim(out: Path, recipe: str) -> None:
@@ -275,7 +307,17 @@ def run_training(
     console.out(f"model: {out / 'model.bin'}", highlight=False)
 
 
-def with_classifier(config: CurateConfig, model: Path, keep_share: float) -> CurateConfig:
-    """Return the config with the classifier at `model`, keeping the best share."""
+def with_classifier(config: Config, model: Path, keep_share: float) -> CurateConfig:
+    """Return the config with the classifier at `model`, keeping the best share.
+
+    Raises:
+        ConfigError: a recipe that has no such step.
+    """
+    if not isinstance(config, CurateConfig):
+        raise ConfigError(
+            expected="a recipe that ends with a quality classifier",
+            found=f"`--classifier` with a {type(config).__name__}",
+            fix="Leave it out, and select the documents first with `dclm_baseline`",
+        )
     classifier = QualityClassifierConfig(model=str(model), keep_share=keep_share)
     return config.model_copy(update={"classifier": classifier})

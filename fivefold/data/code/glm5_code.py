@@ -1,0 +1,268 @@
+"""The code pipeline: repositories in, texts of repositories and issue sequences out.
+
+GLM-5 (section 2.2 and 2.3) and GLM-4.5 (section 2.2) name the parts and publish no thresholds; what
+is chosen here stands in `config`. Order: admit (path, size, recorded digest, encoding), language,
+heuristics, secrets; exact copies and near-duplicates over all repositories; rule scores,
+classifiers learned from their extremes, tiers; epochs by tier and language; concatenation with fill
+in the middle. Beside it, from the same repositories, issue sequences.
+
+Stages of datatrove's local executor, each a folder that is named by a hash of its config and of
+what went into it: `read`, `filter`, `sign`, `choose`, `dedup`, `rule`, `learn`, `score`, `select`,
+`pack`, and `issues`. A relaunch redoes only tasks that did not finish, a changed config only what
+is downstream, whatever the number of workers.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import xxhash
+
+from fivefold.artifact import read_json, write_json
+from fivefold.config import Config, hash_config
+from fivefold.data.code.config import CodeConfig
+from fivefold.data.code.repository import CodeShard, digest_repository
+from fivefold.data.curate.account import Account, check_chain, read_accounts
+from fivefold.data.curate.dclm_baseline import Curated, digest_file
+from fivefold.stage import Track
+
+if TYPE_CHECKING:
+    from datatrove.pipeline.base import PipelineStep
+
+_CHARACTERS_PER_FILE = 1 << 26
+
+
+def run_glm5_code(
+    shards: Sequence[CodeShard], config: CodeConfig, out: Path, track: Track | None = None
+) -> Curated:
+    """Curate the repositories into `out`; what lies there from before is used again.
+
+    Writes `accounts.json`, `summary.json` and `plan.json` into `out`, and documents into the last
+    stages' folders.
+
+    Raises:
+        CorruptFileError: a repository or a file of rows is damaged.
+        QuarantineError: steps failed on too many files, or changes.
+    """
+    run = _Run(shards, config, out, track)
+    run.read()
+    run.filter()
+    files = run.deduplicate()
+    if files:
+        run.select(files, run.score(files))
+    documents = [*run.pack(), *run.mine_issues()]
+    chain = [(name, one) for name, one in run.accounts.items() if name != "issues"]
+    check_chain(chain, config.max_quarantined)
+    if "issues" in run.accounts:
+        check_chain([("issues", run.accounts["issues"])], config.max_quarantined)
+    write_json(out / "accounts.json", {name: one.to_json() for name, one in run.accounts.items()})
+    write_json(out / "summary.json", run.summary.to_json())
+    return Curated(documents, run.accounts, run.summary, run.empty_shards())
+
+
+class _Run:
+    """The stages one after the other, and the accounts that they leave."""
+
+    def __init__(
+        self, shards: Sequence[CodeShard], config: CodeConfig, out: Path, track: Track | None
+    ) -> None:
+        from fivefold.data.curate.summary import Summary
+
+        self.shards, self.config, self.out = shards, config, out
+        self.folders = stage_folders(shards, config, out)
+        self.accounts: dict[str, Account] = {}
+        self.summary = Summary()
+        self._track = track
+
+    def read(self) -> None:
+        """Read files, admit them, name their languages."""
+        from fivefold.data.code.step import AdmitFiles, IdentifyLanguages, ReadRepositories
+        from fivefold.data.curate.extract_step import WriteTask
+
+        folder, seconds = self.folders["read"], self.config.page_seconds
+        reader = ReadRepositories(self.shards, self.config.admit, folder / "reading")
+        accounts = folder / "accounts"
+        steps = [AdmitFiles(accounts, seconds), IdentifyLanguages(accounts, seconds)]
+        self._execute("read", [reader, *steps, WriteTask(folder / "documents")])
+        self._enter("read", [step.name for step in steps])
+
+    def filter(self) -> None:
+        """Apply heuristics, scrub secrets, sort each task's files."""
+        from fivefold.data.code.step import FilterCode, ScrubSecrets
+        from fivefold.data.curate.dedup_step import WriteSorted
+        from fivefold.data.curate.step import JudgeStep, ReadDocuments
+
+        folder, config = self.folders["filter"], self.config
+        accounts, seconds = folder / "accounts", config.page_seconds
+        steps: list[JudgeStep] = []
+        if config.heuristics:
+            steps.append(FilterCode(config.heuristics, accounts, seconds))
+        if config.secrets:
+            steps.append(ScrubSecrets(config.secrets, accounts, seconds))
+        reader = ReadDocuments(self._task_files("read"))
+        self._execute("filter", [reader, *steps, WriteSorted(folder / "documents")])
+        self._enter("filter", [step.name for step in steps])
+
+    def deduplicate(self) -> list[Path]:
+        """Drop copies and near-duplicates over all repositories; return the files of the rest."""
+        from fivefold.data.curate.dedup_step import (
+            ChooseKeepers,
+            DropDuplicates,
+            ReadMerged,
+            SignDocuments,
+            WriteDocuments,
+        )
+        from fivefold.data.curate.step import ReadDocuments
+
+        config, tasks, folders = self.config, self.config.tasks, self.folders
+        reader = ReadDocuments(self._task_files("filter"))
+        self._execute("sign", [reader, SignDocuments(config.minhash, folders["sign"])])
+        chooser = ChooseKeepers(config.minhash, folders["sign"], folders["choose"], tasks)
+        self._execute("choose", [chooser], 1)
+        folder = folders["dedup"]
+        drop = DropDuplicates(None, folder / "accounts", config.page_seconds)
+        steps: list[PipelineStep] = [
+            ReadMerged(folders["filter"] / "documents", folders["choose"], tasks),
+            drop,
+            WriteDocuments(folder / "documents", _CHARACTERS_PER_FILE),
+        ]
+        self._execute("dedup", steps, 1)
+        self._enter("dedup", [drop.name], 1)
+        return sorted((folder / "documents").glob("*.jsonl.zst"))
+
+    def score(self, files: list[Path]) -> Path:
+        """Score every file; return the folder of the scores."""
+        from fivefold.data.code.score_step import LearnQuality, ScoreCode
+
+        config, folders, seconds = self.config.classifier, self.folders, self.config.page_seconds
+        self._execute("rule", [ScoreCode(files, folders["rule"], seconds)], len(files))
+        if config is None:
+            return folders["rule"]
+        learner = LearnQuality(files, folders["rule"], folders["learn"] / "models", config)
+        self._execute("learn", [learner], 1)
+        models = (folders["learn"] / "models", config.training.max_characters)
+        scorer = ScoreCode(files, folders["score"], seconds, models)
+        self._execute("score", [scorer], len(files))
+        return folders["score"]
+
+    def select(self, files: list[Path], scores: Path) -> None:
+        """Assign tiers, draw copies, bring each repository's files together."""
+        from fivefold.data.code.pack_step import WriteBuckets
+        from fivefold.data.code.score_step import AssignTiers, DrawCopies, make_plan
+        from fivefold.data.curate.classify_step import ReadScored
+
+        config, folder = self.config, self.folders["select"]
+        plan = make_plan(files, scores, config.tiers, config.sampling)
+        write_json(self.out / "plan.json", plan.to_json())
+        accounts, seconds = folder / "accounts", config.page_seconds
+        tiers, draw = AssignTiers(plan, accounts, seconds), DrawCopies(plan, accounts, seconds)
+        writer = WriteBuckets(folder / "buckets", config.tasks)
+        self._execute("select", [ReadScored(files, scores), tiers, draw, writer], len(files))
+        self._enter("select", [tiers.name, draw.name], len(files))
+
+    def pack(self) -> list[Path]:
+        """Join the files of each repository; return the files of the texts."""
+        from fivefold.data.code.pack_step import PackRepositories, WriteTexts
+        from fivefold.data.curate.summary import Summarise
+
+        folder, buckets = self.folders["pack"], self.folders["select"] / "buckets"
+        packer = PackRepositories(
+            buckets, self.config.pack, folder / "accounts", self.config.page_seconds
+        )
+        writer = WriteTexts(folder / "documents", "code")
+        steps = [packer, Summarise(folder / "summary"), writer]
+        self._execute("pack", steps)
+        self._enter("pack", [packer.name])
+        return self._finish("pack", "code")
+
+    def mine_issues(self) -> list[Path]:
+        """Make issue sequences; return their files."""
+        from fivefold.data.code.pack_step import MineIssues, WriteTexts
+        from fivefold.data.curate.summary import Summarise
+
+        config, folder = self.config, self.folders["issues"]
+        if config.issues is None or not any(shard.kind == "git" for shard in self.shards):
+            return []
+        miner = MineIssues(
+            self.shards, config.issues, config.secrets, folder / "accounts", config.page_seconds
+        )
+        writer = WriteTexts(folder / "documents", "issues")
+        steps = [miner, Summarise(folder / "summary"), writer]
+        self._execute("issues", steps)
+        self._enter("issues", [miner.name])
+        return self._finish("issues", "issues")
+
+    def empty_shards(self) -> list[str]:
+        """Return the repositories in which there was no file."""
+        folder = self.folders["read"] / "reading"
+        tasks = (read_json(folder / f"{task:05d}.json") or {} for task in range(self.config.tasks))
+        return sorted(name for task in tasks for name in task.get("empty", []))
+
+    def _finish(self, stage: str, kind: str) -> list[Path]:
+        from fivefold.data.code.pack_step import text_file
+        from fivefold.data.curate.summary import read_summary
+
+        folder = self.folders[stage]
+        self.summary.add(read_summary(folder / "summary", self.config.tasks).to_json())
+        documents = folder / "documents"
+        return [text_file(documents, kind, task) for task in range(self.config.tasks)]
+
+    def _task_files(self, stage: str) -> list[Path]:
+        from fivefold.data.curate.dedup_step import task_file
+
+        folder = self.folders[stage] / "documents"
+        return [task_file(folder, task) for task in range(self.config.tasks)]
+
+    def _execute(
+        self, stage: str, steps: Sequence["PipelineStep"], tasks: int | None = None
+    ) -> None:
+        """Run a stage's tasks that have not been finished."""
+        from fivefold.data.curate.executor import run_tasks
+
+        tasks, log = tasks or self.config.tasks, self.folders[stage] / "log"
+        run_tasks(stage, steps, tasks, min(tasks, self.config.workers), log, self._track)
+
+    def _enter(self, stage: str, names: Sequence[str], tasks: int | None = None) -> None:
+        accounts = self.folders[stage] / "accounts"
+        for name in names:
+            self.accounts[name] = read_accounts(accounts / name, tasks or self.config.tasks)
+
+
+def stage_folders(shards: Sequence[CodeShard], config: CodeConfig, out: Path) -> dict[str, Path]:
+    """Return each stage's folder, named by what its content depends on.
+
+    Raises:
+        CorruptFileError: a git repository without a commit.
+        MissingFileError: a dump of issues does not exist.
+    """
+    facts = [{**asdict(one), "path": digest_repository(one)} for one in shards]
+    begin = [str(config.tasks), json.dumps(facts, sort_keys=True)]
+    parts: dict[str, list[Config | None]] = {
+        "read": [config.admit],
+        "filter": [config.heuristics, config.secrets],
+        "sign": [config.minhash],
+        "choose": [],
+        "dedup": [],
+        "rule": [],
+        "learn": [config.classifier],
+        "score": [],
+        "select": [config.tiers, config.sampling],
+        "pack": [config.pack],
+    }
+    folders, state = {}, begin
+    for name, configs in parts.items():
+        state = [_digest([*state, name, *map(_hash, configs)])]
+        folders[name] = out / f"{name}-{state[0][:16]}"
+    dump = digest_file(config.issues.dump) if config.issues else ""
+    issues = _digest([*begin, "issues", _hash(config.issues), _hash(config.secrets), dump])
+    return {**folders, "issues": out / f"issues-{issues[:16]}"}
+
+
+def _hash(config: Config | None) -> str:
+    return hash_config(config) if config else ""
+
+
+def _digest(values: Sequence[str]) -> str:
+    return xxhash.xxh3_128_hexdigest(json.dumps(values).encode())

@@ -1,0 +1,228 @@
+"""Rules for code against slow literal versions, Python's own tokenizer, and texts at each edge."""
+
+# A row of a table is one line, however long.
+# ruff: noqa: E501
+
+import io
+import re
+import sysconfig
+import token
+import tokenize
+from pathlib import Path
+
+import pytest
+from code_builder import python_text
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fivefold.data.code.config import CodeHeuristicsConfig, RulesConfig
+from fivefold.data.code.heuristics import judge_code, parses
+from fivefold.data.code.lexer import lex
+from fivefold.data.code.measure import Measures, encoded_runs, measure, visible_characters
+
+STDLIB = Path(sysconfig.get_path("stdlib"))
+FILES = sorted(STDLIB.glob("*.py"))[::3]
+CONFIG = CodeHeuristicsConfig()
+TEXTS = st.text(st.sampled_from("ab \n\t09fF_é中\r"), max_size=60)
+
+
+def literal_measure(text: str) -> dict[str, float]:
+    """Count one character and one line at a time."""
+    lines, current = [], ""
+    for character in text:
+        if character == "\n":
+            lines.append(current)
+            current = ""
+        else:
+            current += character
+    if current:
+        lines.append(current)
+    full = [line for line in lines if any(not c.isspace() for c in line)]
+    seen: set[str] = set()
+    repeated = 0
+    for line in full:
+        repeated += line.strip() in seen
+        seen.add(line.strip())
+    longest = 0
+    for line in lines:
+        longest = max(longest, len(line))
+    return {
+        "characters": len(text),
+        "lines": len(lines),
+        "full_lines": len(full),
+        "longest_line": longest,
+        "mean_line": sum(len(line) for line in full) / len(full) if full else 0.0,
+        "spaces": sum(1 for c in text if c.isspace()),
+        "letters": sum(1 for c in text if c.isalpha()),
+        "digits": sum(1 for c in text if c.isdecimal()),
+        "repeated_lines": repeated,
+    }
+
+
+def counts_of(measures: Measures, names: dict[str, float]) -> dict[str, float]:
+    return {name: getattr(measures, name) for name in names}
+
+
+@given(TEXTS)
+def test_measures_are_those_of_the_literal_version(text: str):
+    expected = literal_measure(text)
+    found = measure(text)
+    assert counts_of(found, expected) == expected
+    assert found.dark == expected["characters"] - expected["spaces"]
+    assert text[found.longest_place :].startswith(max(text.split("\n"), key=len))
+
+
+def test_measures_agree_on_real_files():
+    for path in FILES[:25]:
+        text = path.read_text("utf-8")
+        expected = literal_measure(text)
+        # Letters of the fast version are word characters that are no digits: letters and, in a
+        # few scripts, numerals such as Roman ones.
+        assert counts_of(measure(text), expected) == expected
+
+
+def token_sizes(text: str) -> tuple[int, int]:
+    """Return characters of comments and of strings without their prefix, as Python reads them."""
+    comment = string = 0
+    for one in tokenize.generate_tokens(io.StringIO(text).readline):
+        if one.type == token.COMMENT:
+            comment += len(one.string)
+        elif one.type == token.STRING:
+            string += len(one.string.lstrip("rRbBuUfF"))
+    return comment, string
+
+
+def test_comments_and_strings_are_those_of_pythons_tokenizer():
+    for path in FILES:
+        text = path.read_text("utf-8")
+        if "\f" in text:
+            continue
+        lexed, expected = lex(text, "python"), sum(token_sizes(text))
+        # Documentation counts with its indentation and prefix: that is all the difference.
+        docs = sum(
+            len(found[1]) for found in re.finditer(r"(?m)^([ \t]*[rRuU]?)(?:\"\"\"|''')", text)
+        )
+        total = lexed.comment_characters + lexed.string_characters
+        assert expected <= total <= expected + docs, path
+
+
+@pytest.mark.parametrize(
+    ("language", "text", "expected"),
+    [
+        ("c", 'int x; /* a\nb */ char *s = "//no"; // yes\n', (15, 6)),
+        ("lua", "--[[ a\nb ]] x = 'y' -- z\n", (15, 3)),
+        ("haskell", "f' x = {- c -} x\n", (7, 0)),
+        ("python", 'def f():\n    """Doc."""\n    return "a"  # b\n', (17, 3)),
+        ("javascript", "x = `a\n${b}`; // c\n", (4, 8)),
+        ("shell", "echo 'open\necho # c\n", (3, 5)),
+        ("unheard-of", "// x\n", (0, 0)),
+    ],
+)
+def test_sorts_of_characters(language: str, text: str, expected: tuple[int, int]):
+    lexed = lex(text, language)
+    assert (lexed.comment_characters, lexed.string_characters) == expected
+
+
+GOOD = python_text(1)
+
+
+def test_a_good_file_stays_as_it_is():
+    verdict = judge_code(GOOD, "a.py", "python", CONFIG)
+    assert verdict.is_kept
+    assert verdict.text == GOOD
+
+
+LONG = "x" * 1001
+BASE64 = "Qk3aVxnzYhWoPqRs" * 80
+BAD = {
+    "few_lines": "x = 1\n" * 3 + "a_long_enough_name_for_it = 'and a value'\n",
+    "few_characters": "x = 1\n",
+    "generated": "# This file is generated by tool\n" + GOOD,
+    "xml": '<?xml version="1.0"?>\n' + GOOD,
+    "long_line": GOOD + f"name = '{LONG}'\n",
+    "white_space": "".join(f"{' ' * 40}name_{c}{d} = value\n" for c in "abcdefghijkl" for d in "xy"),
+    "few_letters": "".join(f"(({i},),[{{}}],);;;((),)\n" for i in range(60)),
+    "many_digits": "".join(f"some_long_name{i} = {i:05d}\n" for i in range(20)),
+    "encoded": GOOD + "data = \'\'\'\n" + "\n".join(BASE64[i : i + 76] for i in range(0, 1280, 76)) + "\'\'\'\n",
+    "repeated_lines": "first_name = second_name\n" * 40 + "other = third\n",
+    "many_comments": "".join(f"# {w} a comment on the matter of {w}\n" for w in "abcdefghijklmnop") + "x = 1\n",
+    "many_strings": "".join(f"{w} = 'a very long string on the matter of {w} and of others'\n" for w in "abcdefghijklmnop"),
+    "asserts": "import os\n" + "".join(f"assert os.path.{w} is not None\n" for w in "abcdefghijklmnop"),
+    "python_imports": "".join(f"import package_{w}\n" for w in "abcdefghij") + "\n".join(f"name_{w} = value_{w}" for w in "abcdefgh") + "\n",
+    "python_passes": "".join(f"class Row{w}(Base):\n    pass\n" for w in "ABCDEFGHIJ"),
+    "python_prints": "".join(f"print(name_{w}, other_{w})\n" for w in "abcdefgh") + "".join(f"{w} = one({w})\n" for w in "abcdefgh"),
+    "python_syntax": GOOD + "\nprint 'two'\n",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("reason", sorted(BAD))
+def test_each_rule_gives_its_reason(reason: str):
+    verdict = judge_code(BAD[reason], "a.py", "python", CONFIG)
+    assert verdict.reason == f"code.{reason}"
+    assert verdict.text == BAD[reason]
+
+
+def test_what_stands_in_one_place_is_marked():
+    verdict = judge_code(BAD["long_line"], "a.py", "python", CONFIG)
+    assert verdict.span
+    assert BAD["long_line"][slice(*verdict.span)].count("x") == 1001
+    verdict = judge_code(BAD["generated"], "a.py", "python", CONFIG)
+    assert verdict.span
+    assert "generated" in BAD["generated"][slice(*verdict.span)]
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "text"),
+    [
+        ("max_line_characters", 1000, GOOD + "# " + "x" * 998 + "\n"),
+        ("min_characters", len(GOOD), GOOD),
+        ("max_lines", GOOD.count("\n"), GOOD),
+        ("min_lines", len([line for line in GOOD.split("\n") if line.strip()]), GOOD),
+    ],
+)
+def test_a_threshold_itself_is_allowed(field: str, value: int, text: str):
+    step = 1 if field.startswith("min") else -1
+    for shift, is_kept in ((0, True), (step, False)):
+        rules = RulesConfig(**{field: value + shift})
+        config = CodeHeuristicsConfig(code=rules)
+        assert judge_code(text, "a.py", "python", config).is_kept == is_kept
+
+
+def test_kinds_have_rules_of_their_own():
+    data = (
+        "{\n"
+        + ",\n".join(f'"name {w}": "a value that is {w * 40}"' for w in "abcdefghijklm")
+        + "\n}\n"
+    )
+    assert judge_code(data, "a.json", "json", CONFIG).is_kept
+    assert judge_code(data * 40, "a.json", "json", CONFIG).reason == "code.many_lines"
+    page = (
+        "<html>\n" + "".join(f"<p class='{w * 60}'>a</p>\n" for w in "abcdefghijklm") + "</html>\n"
+    )
+    assert judge_code(page, "a.html", "html", CONFIG).reason == "code.little_visible"
+    prose = "".join(f"All that is said on {w} is said here at some length.\n" for w in "abcdefgh")
+    assert judge_code(prose, "README.txt", "text", CONFIG).is_kept
+    assert judge_code(prose, "words.txt", "text", CONFIG).reason == "code.text_name"
+
+
+def test_encoded_runs_are_data_and_not_names():
+    assert encoded_runs("a_long_name_of_many_words_" * 9) == []
+    assert encoded_runs("=" * 200) == []
+    assert encoded_runs("abcdefgh/ijklmnop/" * 9) == []
+    text = f"x = '{BASE64[:80]}'"
+    assert encoded_runs(text) == [(5, 85)]
+    assert encoded_runs("0x1f, 0x2e,0x3d,0x4c,0x5b,0x6a,0x79,0x88,0x97,") != []
+    assert encoded_runs("\\u1234" * 8) == [(0, 48)]
+    assert encoded_runs("\\u1234" * 7) == []
+
+
+def test_visible_text_has_no_tags_scripts_and_comments():
+    page = "<p>a <b>b</b></p><script>var x = '<p>';</script><!-- c --><style>p{}</style> d"
+    assert visible_characters(page) == len("a b d")
+
+
+def test_old_python_and_strange_bytes_do_not_parse_and_say_nothing():
+    assert parses("x = '\\d'\n")
+    assert not parses("print 'x'\n")
+    assert not parses("x = '\0'\n")
+    assert not parses("(" * 2000)
