@@ -16,6 +16,8 @@ RUNS = (
     ("decode.py", "--batch", "1"),
     ("decode.py", "--batch", "8"),
     ("selection.py",),
+    ("product.py",),
+    ("product.py", "--packed", "--rows", "8", "--outputs", "4096"),
     ("sparse_attention.py", "--lengths", "2048"),
     ("long_context.py", "--what", "step", "--length", "16384", "--pairs", "3"),
     ("long_context.py", "--what", "step", "--length", "32768", "--pairs", "3"),
@@ -30,6 +32,8 @@ RUNS = (
     ("serving.py", "--case", "speculation"),
     ("serving.py", "--case", "multi_turn"),
     ("serving.py", "--case", "http"),
+    ("rl_step.py",),
+    ("distillation_arms.py", "--seconds", "6"),
 )
 
 

@@ -16,6 +16,7 @@ from rich.text import Text
 
 from fivefold.config import validate
 from fivefold.errors import ConfigError, FivefoldError
+from fivefold.recipes.rl_command import rl
 
 Overrides = Annotated[
     tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="STAGE.KEY=VALUE")
@@ -303,6 +304,7 @@ def serve(
 
 COMMANDS: dict[str, Callable[..., None]] = {
     "run": run,
+    "rl": rl,
     "plan": plan,
     "schedule": schedule,
     "report": report,

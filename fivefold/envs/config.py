@@ -83,3 +83,27 @@ TaskConfig = Annotated[
     ProceduralConfig | GymConfig | FileConfig | FunctionTaskConfig,
     pydantic.Field(discriminator="kind"),
 ]
+
+
+class SolvedConfig(Config):
+    """Problems of one task with their solutions, as conversations to learn from."""
+
+    task: TaskConfig
+    """Which problems."""
+    problems: int = pydantic.Field(gt=0)
+    """Conversations to train on: the task's first problems."""
+    heldout: TaskConfig | None = None
+    """Problems to validate on; None: the held-out split of a skill, else those that follow."""
+    heldout_problems: int = pydantic.Field(default=50, ge=0)
+    """Conversations to validate on."""
+    thinks: bool = True
+    """Keep the steps of a solution as thinking; False: answers at once."""
+
+
+class TasksConfig(Config):
+    """What the stage `tasks` writes: a file of conversations for each source."""
+
+    sources: dict[str, SolvedConfig] = pydantic.Field(min_length=1)
+    """Sources of conversations by their names."""
+    shown: int = pydantic.Field(default=2, ge=0)
+    """Conversations of each source that the report shows."""

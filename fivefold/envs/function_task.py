@@ -5,11 +5,15 @@ its row may name runs in a worker (`fivefold.verify`). It should depend on its t
 that is what makes a run repeatable and a restart exact.
 """
 
+from pathlib import Path
+
 from fivefold.envs.config import FunctionTaskConfig
 from fivefold.envs.row import read_row
 from fivefold.envs.task import Problem, TaskError
 from fivefold.errors import ConfigError
 from fivefold.verify.target import load_target
+
+_USUAL_NAME = "problem"
 
 
 class FunctionTask:
@@ -23,8 +27,9 @@ class FunctionTask:
         """
         self._config = config
         self._function = load_target(config.target)
-        self.name = config.target.rpartition(":")[2]
-        """The function's name."""
+        place, _, function = config.target.rpartition(":")
+        self.name = function if function != _USUAL_NAME else _name_of(place)
+        """The function's name; that of its file or module if it is just `problem`."""
         self.size = config.size
         """As configured."""
 
@@ -49,3 +54,7 @@ class FunctionTask:
             return read_row(row, task=self.name, index=index, where=where, verifier=config.verifier)
         except ConfigError as error:
             raise TaskError(expected=error.expected, found=error.found, fix=error.fix) from error
+
+
+def _name_of(place: str) -> str:
+    return Path(place).stem if place.endswith(".py") else place.rpartition(".")[2]

@@ -3,8 +3,11 @@
     {"prompt": "...", "answer": "42", "verifier": "number"}
 
 `prompt` may be replaced by `messages` (OpenAI's form). Optional: `id`, `difficulty`, `thinking` and
-`solution` (reasoning and visible text of a right answer; without `solution`, none is known). A
-verifier of the kind `function` is given the row's other fields as its arguments, `answer` included.
+`solution` (reasoning and visible text of a right answer). A verifier of the kind `function` is
+given the row's other fields as its arguments, `answer` included.
+
+Surprise: without `solution`, the answer itself is one, spelled where the verifier looks for it; not
+known are only those of verifiers that compare with no answer.
 """
 
 from collections.abc import Mapping
@@ -14,7 +17,16 @@ from fivefold.envs.task import Problem, name_group
 from fivefold.errors import ConfigError
 from fivefold.text.conversation import Message, read_messages
 from fivefold.text.tool import as_json
-from fivefold.verify.config import AllSpec, FunctionSpec, PartSpec, VerifierSpec, read_spec
+from fivefold.verify.config import (
+    AllSpec,
+    ExactSpec,
+    FunctionSpec,
+    MathsSpec,
+    NumberSpec,
+    PartSpec,
+    VerifierSpec,
+    read_spec,
+)
 
 _OWN_FIELDS = ("prompt", "messages", "verifier", "id", "difficulty", "thinking", "solution")
 
@@ -46,14 +58,16 @@ def read_row(
     difficulty = fields.get("difficulty", 0.0)
     if not isinstance(difficulty, int | float) or not abs(difficulty) < float("inf"):
         raise _refusal(f"{where}.difficulty", "to be a finite number", difficulty)
+    prompt = _add_instruction(_read_prompt(fields, where), instruction)
+    spec = _read_verifier(fields, verifier, where)
     return Problem(
         id=str(problem_id),
         group=name_group(str(problem_id), index),
         task=task,
-        prompt=_add_instruction(_read_prompt(fields, where), instruction),
-        spec=_read_verifier(fields, verifier, where),
+        prompt=prompt,
+        spec=spec,
         difficulty=float(difficulty),
-        solution=_read_solution(fields, where),
+        solution=_read_solution(fields, spec, where),
     )
 
 
@@ -100,14 +114,30 @@ def _give_arguments(spec: PartSpec, others: dict[str, Any]) -> PartSpec:
     return spec.model_copy(update={"arguments": {**others, **spec.arguments}})
 
 
-def _read_solution(row: Mapping[str, Any], where: str) -> Message | None:
+def _read_solution(row: Mapping[str, Any], spec: VerifierSpec, where: str) -> Message | None:
     solution, thinking = row.get("solution"), row.get("thinking")
     for name, text in (("solution", solution), ("thinking", thinking)):
         if text is not None and not isinstance(text, str):
             raise _refusal(f"{where}.{name}", "to be text", text)
     if solution is None:
+        solution = _spell_gold(spec)
+    if solution is None:
         return None
     return Message(role="assistant", content=solution, reasoning_content=thinking)
+
+
+def _spell_gold(spec: VerifierSpec) -> str | None:
+    """Return the right answer where the verifier looks for it, if the spec holds one."""
+    if not isinstance(spec, ExactSpec | NumberSpec | MathsSpec):
+        return None
+    match spec.answer_in:
+        case "boxed":
+            return f"\\boxed{{{spec.gold}}}"
+        case "tag":
+            return f"<{spec.tag}>{spec.gold}</{spec.tag}>"
+        case "hashes":
+            return f"#### {spec.gold}"
+    return spec.gold
 
 
 def _refusal(where: str, expected: str, found: object) -> ConfigError:

@@ -48,15 +48,46 @@ def run_recipe(
     Raises:
         FivefoldError: whatever a stage finds wrong with configs, files, network or disk.
     """
-    stages = load_recipe(recipe, overrides)
+    run_pipeline(
+        recipe,
+        load_recipe(recipe, overrides),
+        run=run,
+        selection=selection,
+        seed=seed,
+        device=device,
+        threads=threads,
+        console=console,
+        command=command,
+        conclude=conclude,
+    )
+
+
+def run_pipeline(
+    name: str,
+    stages: Sequence[Stage],
+    *,
+    run: Path,
+    selection: Selection,
+    seed: int,
+    device: str,
+    threads: int | None,
+    console: Console,
+    command: Sequence[str],
+    conclude: Callable[[Path], None],
+) -> None:
+    """Run stages that are not a recipe's, as `run_recipe` does; `name` claims the directory.
+
+    Raises:
+        FivefoldError: as `run_recipe`.
+    """
     select_stages(stages, selection)
     device = resolve_device(device)
     threads = threads or os.cpu_count() or 1
-    claim_run_directory(run, recipe)
+    claim_run_directory(run, name)
     configs = {stage.name: config_to_json(stage.config) for stage in stages}
     hashes = json.dumps([(stage.name, hash_config(stage.config)) for stage in stages])
     manifest = describe_run(
-        recipe,
+        name,
         seed=seed,
         device=device,
         threads=threads,

@@ -2,8 +2,9 @@
 
 Real text from packages of documentation, essays and manuals; a tokenizer; packed rows; pre-training
 dense with next-token and threefold MTP loss under Muon Split; mid-training to four times the
-context; adaptation to sparse attention. The first file to read: every stage of the run stands here
-with what it needs. Start it with `fivefold run nano`.
+context; adaptation to sparse attention; then, in `nano_post`, fine-tuning, reinforcement learning
+and distillation. The first file to read: every stage up to the base model stands here with what it
+needs. Start it with `fivefold run nano`, or only this half with `--until adapt_dsa`.
 """
 
 from fivefold.data.config import (
@@ -15,6 +16,7 @@ from fivefold.data.config import (
 )
 from fivefold.data.stages import CorpusStage, TokenizerStage, TokensStage
 from fivefold.models.preset import preset
+from fivefold.recipes.nano_post import post_training
 from fivefold.stage import Stage
 from fivefold.text.config import TokenizerConfig
 from fivefold.train.config import (
@@ -32,10 +34,11 @@ _LONG_MIXTURE = MixtureConfig(shares={"long": 0.3, "planted": 0.2})
 
 
 def nano() -> list[Stage]:
-    """Return the stages: corpus -> tokenizer -> tokens -> pretrain -> midtrain -> adapt_dsa.
+    """Return the stages: corpus -> tokenizer -> tokens -> pretrain -> midtrain -> adapt_dsa -> ...
 
-    `dense_control` trains the mid-trained model on, dense, for as many tokens as the adaptation
-    does sparsely: what sparse attention costs in quality is the difference.
+    What follows is in `nano_post`. `dense_control` trains the mid-trained model on, dense, for as
+    many tokens as the adaptation does sparsely: what sparse attention costs in quality is the
+    difference.
     """
     return [
         CorpusStage("corpus", CorpusConfig(max_bytes_per_source=3_000_000)),
@@ -61,6 +64,7 @@ def nano() -> list[Stage]:
             _adapt_dsa(),
             needs={"start": "midtrain", "control": "dense_control", **_DATA},
         ),
+        *post_training(),
     ]
 
 

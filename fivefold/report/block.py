@@ -1,8 +1,8 @@
 """Page blocks: what a stage draws beside its curves.
 
 A stage writes `page/NN_name.json` with a `kind`, or a PNG; they appear in the order of their file
-names. Kinds: text, table, lines, bars, heatmap, samples. A block of an unknown kind, or one whose
-fields do not fit its kind, becomes a note on the page that names the file.
+names. Kinds: text, table, lines, bars, heatmap, histogram, samples, rollouts. A block of an unknown
+kind, or one whose fields do not fit its kind, becomes a note on the page that names the file.
 """
 
 import base64
@@ -15,7 +15,9 @@ from markupsafe import Markup
 
 from fivefold.report.chart import Chart, Line, draw_chart
 from fivefold.report.heatmap import draw_heatmap
+from fivefold.report.histogram import Column, draw_histogram
 from fivefold.report.markup import element
+from fivefold.report.rollout import draw_rollouts
 from fivefold.report.scale import format_exact, format_number
 
 Block = Mapping[str, Any]
@@ -99,6 +101,7 @@ def _draw_lines(block: Block) -> Markup:
             [float(x) for x in series["x"]],
             [float(y) for y in series["y"]],
             colour=index,
+            error=[float(e) for e in series["error"]] if series.get("error") else None,
         )
         for index, series in enumerate(block["series"])
     ]
@@ -150,6 +153,20 @@ def _draw_heatmap(block: Block) -> Markup:
     )
 
 
+def _draw_histogram(block: Block) -> Markup:
+    columns = [
+        Column(str(column["name"]), float(column["value"]), bool(column.get("is_marked")))
+        for column in block["columns"]
+    ]
+    return draw_histogram(
+        columns, x_label=str(block.get("x_label", "")), y_label=str(block.get("y_label", ""))
+    )
+
+
+def _draw_rollouts(block: Block) -> Markup:
+    return draw_rollouts(block["rollouts"])
+
+
 def _draw_samples(block: Block) -> Markup:
     items = [
         element(
@@ -178,5 +195,7 @@ _KINDS: Mapping[str, Callable[[Block], Markup]] = {
     "lines": _draw_lines,
     "bars": _draw_bars,
     "heatmap": _draw_heatmap,
+    "histogram": _draw_histogram,
     "samples": _draw_samples,
+    "rollouts": _draw_rollouts,
 }

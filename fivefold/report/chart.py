@@ -8,7 +8,7 @@ to a wide screen. Colours are CSS variables: the same chart serves light and dar
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from markupsafe import Markup
 
@@ -25,6 +25,8 @@ SMOOTH_FROM = 60
 """Points from which a noisy line gets a running mean."""
 COLOURS = 8
 """Size of the palette in `style.css`."""
+BAND_ERRORS = 2
+"""Standard errors to either side of a line that its band covers: about 95% of a normal's."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,21 @@ class Line:
     """A level to compare with: dashed."""
     is_noisy: bool = False
     """Draw it faint, with its running mean in full colour."""
+    error: Sequence[float] | None = None
+    """Standard error of each value, drawn as a band."""
+    is_part: bool = False
+    """An earlier stretch of a line of the same name, which bears the label."""
+
+
+@dataclass(frozen=True)
+class Span:
+    """A stretch of the horizontal axis with a name, as a stage of a run."""
+
+    name: str
+    begin: float
+    end: float
+    note: str = ""
+    """A word below the name."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +73,10 @@ class Chart:
     """Pixels of the plot area."""
     caption: Markup | None = None
     """Small print below: the metrics' names, what was left out."""
+    y_holds: Sequence[float] = ()
+    """Values that the vertical axis shows, whether a line comes near them or not."""
+    spans: Sequence[Span] = ()
+    """Named stretches, told apart by lines; they take the place of horizontal ticks."""
 
 
 def draw_chart(chart: Chart) -> Markup:
@@ -74,17 +95,20 @@ def draw_chart(chart: Chart) -> Markup:
     small_print = element("p", join(notes), class_="small-print") if any(notes) else None
     if not drawn:
         return element("figure", head, element("p", "No points."), small_print, class_="chart")
-    x_axis = _fit_x_axis([x for line in drawn for x in line.x], is_log=chart.is_log_x)
-    y_axis = fit_axis([y for line in drawn for y in line.y], is_log=chart.is_log_y)
-    fits_edge = len(drawn) <= 6 and max(len(line.name) for line in drawn) <= 14
-    names_at_edge = len(drawn) > 1 and fits_edge
-    legend = None if names_at_edge or not any(line.name for line in drawn) else _legend(drawn)
+    ends = [x for span in chart.spans for x in (span.begin, span.end)]
+    x_axis = _fit_x_axis([*(x for line in drawn for x in line.x), *ends], is_log=chart.is_log_x)
+    reach = [*chart.y_holds, *(y for line in drawn for y in _reach(line))]
+    y_axis = fit_axis(reach, is_log=chart.is_log_y)
+    labelled = [line for line in drawn if not line.is_part]
+    fits_edge = len(labelled) <= 6 and max(len(line.name) for line in labelled) <= 14
+    names_at_edge = len(labelled) > 1 and fits_edge
+    legend = None if names_at_edge or not any(line.name for line in drawn) else _legend(labelled)
     plot = element(
         "div",
         _svg(chart, drawn, x_axis, y_axis),
         _tick_labels(chart, x_axis, y_axis),
-        _end_labels(chart, drawn, y_axis, with_names=names_at_edge)
-        if len(drawn) * LABEL_PIXELS <= chart.height
+        _end_labels(chart, labelled, y_axis, with_names=names_at_edge)
+        if len(labelled) * LABEL_PIXELS <= chart.height
         else None,
         element("span", chart.x_label, class_="x-label"),
         class_="plot named" if names_at_edge else "plot",
@@ -148,7 +172,19 @@ def _drawable(line: Line, chart: Chart) -> Line:
         and (y > 0 or not chart.is_log_y)
     ]
     x, y = [point[0] for point in points], [point[1] for point in points]
-    return Line(line.name, x, y, line.colour, line.is_reference, line.is_noisy)
+    error = None
+    if line.error is not None and not chart.is_log_y:
+        known = dict(zip(line.x, line.error, strict=True))
+        error = [known[a] if math.isfinite(known[a]) else 0.0 for a in x]
+    return replace(line, x=x, y=y, error=error)
+
+
+def _reach(line: Line) -> list[float]:
+    """Return the values of a line and the edges of its band."""
+    if line.error is None:
+        return list(line.y)
+    pairs = list(zip(line.y, line.error, strict=True))
+    return [y + side * BAND_ERRORS * error for y, error in pairs for side in (-1, 1)]
 
 
 def _svg(chart: Chart, lines: Sequence[Line], x_axis: Axis, y_axis: Axis) -> Markup:
@@ -163,7 +199,8 @@ def _svg(chart: Chart, lines: Sequence[Line], x_axis: Axis, y_axis: Axis) -> Mar
     )
     return element(
         "svg",
-        element("g", *grid, class_="grid"),
+        element("g", *grid, *_dividers(chart, x_axis), class_="grid"),
+        *(_draw_band(line, x_axis, y_axis, chart.height) for line in lines if line.error),
         *(_draw_line(line, x_axis, y_axis, chart.height) for line in lines),
         viewBox=f"0 0 {WIDTH} {chart.height}",
         preserveAspectRatio="none",
@@ -172,10 +209,35 @@ def _svg(chart: Chart, lines: Sequence[Line], x_axis: Axis, y_axis: Axis) -> Mar
     )
 
 
+def _dividers(chart: Chart, x_axis: Axis) -> list[Markup]:
+    """Return a line where each span but the first begins."""
+    places = [_round(x_axis.fraction(span.begin) * WIDTH) for span in chart.spans[1:]]
+    return [element("line", x1=at, x2=at, y1=0, y2=chart.height) for at in places]
+
+
+def _draw_band(line: Line, x_axis: Axis, y_axis: Axis, height: int) -> Markup:
+    """Return the area between `BAND_ERRORS` standard errors above a line and below it."""
+    assert line.error is not None, "the caller chose lines with errors"
+    edges = []
+    for side in (1, -1):
+        edge = [y + side * BAND_ERRORS * error for y, error in zip(line.y, line.error, strict=True)]
+        x, y = thin_out(line.x, edge)
+        edges.append((x, y) if side > 0 else (x[::-1], y[::-1]))
+    x, y = [*edges[0][0], *edges[1][0]], [*edges[0][1], *edges[1][1]]
+    outline = _path(x, y, x_axis, y_axis, height)
+    return element("path", d=f"{outline}Z", style=f"fill:{colour_of(line.colour)}", class_="band")
+
+
 def _draw_line(line: Line, x_axis: Axis, y_axis: Axis, height: int) -> Markup:
     x, y = thin_out(line.x, line.y)
     path = _path(x, y, x_axis, y_axis, height)
-    points = json.dumps([[float(f"{a:.5g}"), float(f"{b:.4g}")] for a, b in zip(x, y, strict=True)])
+    errors = dict(zip(line.x, line.error, strict=True)) if line.error else {}
+    points = json.dumps(
+        [
+            [float(f"{a:.5g}"), float(f"{b:.4g}"), *([float(f"{errors[a]:.2g}")] if errors else [])]
+            for a, b in zip(x, y, strict=True)
+        ]
+    )
     hover = {"data_name": line.name, "data_points": points}
     colour = f"stroke:{colour_of(line.colour)}"
     if line.is_reference:
@@ -220,6 +282,8 @@ def _tick_labels(chart: Chart, x_axis: Axis, y_axis: Axis) -> Markup:
         )
         for tick, text in zip(y_ticks, format_ticks(y_ticks), strict=True)
     ]
+    if chart.spans:
+        return join([*labels, *(_span_label(span, x_axis) for span in chart.spans)])
     labels += [
         element(
             "span",
@@ -230,6 +294,17 @@ def _tick_labels(chart: Chart, x_axis: Axis, y_axis: Axis) -> Markup:
         for tick, text in zip(x_ticks, format_ticks(x_ticks), strict=True)
     ]
     return join(labels)
+
+
+def _span_label(span: Span, x_axis: Axis) -> Markup:
+    centre = x_axis.fraction((span.begin + span.end) / 2)
+    return element(
+        "span",
+        element("b", span.name),
+        element("small", span.note) if span.note else None,
+        class_="x-tick span-label",
+        style=f"left:{_round(centre * 100)}%",
+    )
 
 
 def _end_labels(chart: Chart, lines: Sequence[Line], y_axis: Axis, *, with_names: bool) -> Markup:

@@ -5,12 +5,12 @@ listed with its value. Metric names follow `room/quantity_unit`.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from markupsafe import Markup
 
-from fivefold.report.chart import SMOOTH_FROM, Chart, Line, draw_chart
+from fivefold.report.chart import BAND_ERRORS, SMOOTH_FROM, Chart, Line, draw_chart
 from fivefold.report.markup import element, join
 from fivefold.report.record import TOKENS_METRIC, Curve, StageRecord
 from fivefold.report.scale import format_exact
@@ -29,9 +29,75 @@ class Group:
     """Regular expression that a metric's whole name matches; group `name` is its short name."""
     is_noisy: bool = False
     first_colour: int = 0
+    has_error: bool = False
+    """Are there metrics `..._error` beside those `..._mean` and `..._rate`?"""
 
 
+_RL_GROUPS = (
+    Group(
+        "Held-out pass rate",
+        "share of answers",
+        r"rl/eval_pass_rate(?P<name>\w*)",
+        has_error=True,
+    ),
+    Group("Held-out reward", "", r"rl/eval_reward_mean(?P<name>\w*)", has_error=True),
+    Group(
+        "Pass rate while training",
+        "share of rollouts",
+        r"rl/(?P<name>pass)_rate",
+        is_noisy=True,
+        has_error=True,
+        first_colour=1,
+    ),
+    Group(
+        "Reward while training",
+        "",
+        r"rl/(?P<name>reward)_mean",
+        is_noisy=True,
+        has_error=True,
+        first_colour=1,
+    ),
+    Group(
+        "Response length",
+        "tokens",
+        r"rl/(?P<name>response_tokens_mean|response_tokens_max|eval_response_tokens)",
+        is_noisy=True,
+        first_colour=2,
+    ),
+    Group("Entropy of sampled tokens", "nats", r"rl/(?P<name>sampled_entropy)_nats", True, 3),
+    Group("Gap to the teachers", "nats a token", r"rl/teacher_kl_nats(?P<name>\w*)", True, 3),
+    Group(
+        "Tokens clipped or masked",
+        "share of tokens",
+        r"rl/(?P<name>\w*(?:clip|masked)\w*)_fraction",
+        is_noisy=True,
+        first_colour=4,
+    ),
+    Group(
+        "Trainer against engine",
+        "nats a token",
+        r"rl/(?P<name>engine_kl(?:_low_variance)?)_nats",
+        is_noisy=True,
+        first_colour=5,
+    ),
+    Group(
+        "Groups of a batch",
+        "groups",
+        r"rl/groups_(?P<name>\w+)",
+        is_noisy=True,
+        first_colour=4,
+    ),
+    Group(
+        "Rollouts left out",
+        "rollouts",
+        r"rl/rollouts_(?P<name>\w+)",
+        is_noisy=True,
+        first_colour=6,
+    ),
+    Group("Time of a batch", "seconds", r"rl/(?P<name>sample|train)_seconds", True, 6),
+)
 GROUPS = (
+    *_RL_GROUPS,
     Group(
         "Loss",
         "nats a token",
@@ -68,6 +134,7 @@ GROUPS = (
 )
 
 SMOOTHING_NOTE = "Faint lines are single records, full lines their running mean."
+BAND_NOTE = f"Bands: {BAND_ERRORS} standard errors to either side, over prompts."
 _UNITS = (
     ("bits_per_byte", "bits a byte"),
     ("tokens_per_second", "tokens a second"),
@@ -80,25 +147,60 @@ _UNITS = (
 
 
 def draw_curves(stage: StageRecord, gzip_bits_per_byte: float | None) -> Markup | None:
-    """Return all metrics of a stage: grouped charts, single charts, then those without a course."""
+    """Return all metrics of a stage: grouped charts, single charts, then those without a course.
+
+    The level of gzip is left out where a stage learns answers alone.
+    """
+    gzip_bits_per_byte = None if stage.learns_answers else gzip_bits_per_byte
     changing = {name: curve for name, curve in stage.curves.items() if len(set(curve.values)) > 1}
-    steady = {name: curve for name, curve in stage.curves.items() if name not in changing}
+    # What a band shows is not drawn a second time.
+    claimed = {error for name in changing if (error := error_of(name, stage.curves))}
+    has_bands = bool(claimed)
+    outside = {name: curve for name, curve in stage.curves.items() if name not in claimed}
+    steady = {name: curve for name, curve in outside.items() if name not in changing}
     figures = []
-    claimed: set[str] = set()
     for group in GROUPS:
         members = [name for name in changing if re.fullmatch(group.pattern, name)]
+        claimed.update(members)
+        members = _without_twin(members, stage)
         if members:
-            claimed.update(members)
             figures.append(_draw_group(group, members, stage, gzip_bits_per_byte))
     others = [name for name in changing if name not in claimed]
     figures += [_draw_single(name, stage) for name in sorted(others)]
     longest = max((len(curve.values) for curve in changing.values()), default=0)
+    notes = [BAND_NOTE] if has_bands else []
+    notes += [SMOOTHING_NOTE] if longest >= SMOOTH_FROM else []
     parts = [
         element("div", *figures, class_="charts") if figures else None,
-        element("p", SMOOTHING_NOTE, class_="small-print") if longest >= SMOOTH_FROM else None,
+        element("p", " ".join(notes), class_="small-print") if notes else None,
         _list_steady(steady) if steady else None,
     ]
     return join(parts) if any(parts) else None
+
+
+def _without_twin(members: Sequence[str], stage: StageRecord) -> list[str]:
+    """Leave one of two equal curves out: the mean over sources where there is only one."""
+    if len(members) == 2:
+        one, other = (stage.curves[name] for name in members)
+        if (one.steps, one.values) == (other.steps, other.values):
+            return list(members[:1])
+    return list(members)
+
+
+def error_of(metric: str, curves: Mapping[str, Curve]) -> str | None:
+    """Return the metric that holds the standard error of another one, if there is one."""
+    name, found = re.subn(r"_(?:rate|mean)(?=_|$)", "_error", metric, count=1)
+    return name if found and name in curves else None
+
+
+def _errors(metric: str, stage: StageRecord) -> list[float] | None:
+    """Return the standard error of each value of a curve, 0 where none was logged."""
+    name = error_of(metric, stage.curves)
+    if name is None:
+        return None
+    error = stage.curves[name]
+    known = dict(zip(error.steps, error.values, strict=True))
+    return [known.get(step, 0.0) for step in stage.curves[metric].steps]
 
 
 def _draw_group(
@@ -111,8 +213,11 @@ def _draw_group(
         curve = stage.curves[metric]
         name = match["name"].removesuffix("_grad_norm").replace("_", " ")
         name = f"depth {name}" if name.isdigit() else name
-        is_noisy = group.is_noisy and metric.startswith("train/")
-        lines.append(Line(name, curve.x, curve.values, group.first_colour + index, False, is_noisy))
+        name = name.strip() or ("all" if len(members) > 1 else "")
+        is_noisy = group.is_noisy and not metric.startswith("validation/")
+        error = _errors(metric, stage) if group.has_error else None
+        colour = group.first_colour + index
+        lines.append(Line(name, curve.x, curve.values, colour, False, is_noisy, error))
     if group.unit == "bits a byte" and gzip_bits_per_byte is not None:
         ends = [min(lines[0].x), max(lines[0].x)]
         lines.append(Line("gzip -9", ends, [gzip_bits_per_byte] * 2, 7, is_reference=True))
@@ -120,7 +225,9 @@ def _draw_group(
     if len(lines) == 1:
         lines = [replace(lines[0], name="")]
     caption = _caption(members, stage)
-    return draw_chart(Chart(group.title, stage.x_label, group.unit, lines, caption=caption))
+    # A stage that learns answers is validated on answers.
+    title = group.title.replace("text", "answers") if stage.learns_answers else group.title
+    return draw_chart(Chart(title, stage.x_label, group.unit, lines, caption=caption))
 
 
 def _draw_single(metric: str, stage: StageRecord) -> Markup:

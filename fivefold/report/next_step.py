@@ -12,6 +12,7 @@ from fivefold.report.record import TOKENS_METRIC, RunRecord
 def draw_next_steps(run: RunRecord) -> Markup:
     """Return the commands with which a reader goes on."""
     recipe = str(run.manifest.get("recipe", "nano"))
+    is_recipe = " " not in recipe
     place = run.path.as_posix()
     run_recipe = f"fivefold run {recipe} --run-dir {place}"
     models = [stage.checkpoint for stage in run.stages if stage.checkpoint is not None]
@@ -19,10 +20,8 @@ def draw_next_steps(run: RunRecord) -> Markup:
     trained = [stage.name for stage in run.stages if TOKENS_METRIC in stage.curves]
     budget = f"{trained[0] if trained else 'pretrain'}.total_tokens"
     resume = _spell_command(run.manifest.get("command")) or run_recipe
-    steps = [
+    own = [
         ("Continue a text", f"fivefold generate {model} --prompt 'Once upon a time'"),
-        ("Talk to the model", f"fivefold chat {model}"),
-        ("Go on after an interruption; finished stages are skipped", resume),
         (
             "Train on more tokens, in another directory",
             f"{run_recipe}-longer {budget}=2e7",
@@ -31,6 +30,15 @@ def draw_next_steps(run: RunRecord) -> Markup:
             "Train on text of your own",
             f"{run_recipe}-mine corpus.profile=files corpus.files='[\"my-texts/\"]'",
         ),
+    ]
+    further = [
+        ("Serve it", f"fivefold serve {model}"),
+        ("Go on from here with another task", f"fivefold rl {model} --task MY_TASK.py"),
+    ]
+    steps = [
+        ("Talk to the model", f"fivefold chat {model}{_thinking_flag(run)}"),
+        ("Go on after an interruption; finished stages are skipped", resume),
+        *(own if is_recipe else further),
         (
             "Open it in transformers",
             "\n".join(
@@ -50,6 +58,14 @@ def draw_next_steps(run: RunRecord) -> Markup:
         ),
         class_="next",
     )
+
+
+def _thinking_flag(run: RunRecord) -> str:
+    """Return the flag of `fivefold chat` for a model that was trained to answer at once."""
+    trained = [stage for stage in run.stages if stage.checkpoint is not None]
+    sampling = trained[-1].config.get("sampling") if trained else None
+    answers_at_once = isinstance(sampling, dict) and sampling.get("thinks") is False
+    return " --no-thinking" if answers_at_once else ""
 
 
 def _spell_command(command: object) -> str:

@@ -20,6 +20,7 @@ from fivefold.report.curve import GZIP_METRIC, draw_curves
 from fivefold.report.markup import element, join
 from fivefold.report.next_step import draw_next_steps
 from fivefold.report.record import RunRecord, StageRecord, read_run
+from fivefold.report.skill import draw_skills
 from fivefold.report.story import (
     describe_verdict,
     draw_figures,
@@ -77,6 +78,7 @@ def draw_page(run: RunRecord) -> str:
         element(
             "main",
             element("section", element("h2", "Stages"), draw_timeline(run), id="stages"),
+            draw_skills(run),
             *(_draw_stage(stage, gzip_bits) for stage in run.stages),
             element("section", element("h2", "What next"), draw_next_steps(run), id="next"),
             element(

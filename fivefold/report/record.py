@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from fivefold.artifact import read_json
 from fivefold.errors import CorruptFileError
 from fivefold.metrics import read_metrics
 
@@ -20,6 +21,10 @@ BOOKKEEPING = ("stage", "step", "time_seconds")
 """Keys of a metrics line that are not metrics."""
 TOKENS_METRIC = "train/tokens"
 """Cumulative training tokens: the horizontal axis of a stage that logs them."""
+BATCH_METRICS = "rl/"
+"""Metrics of stages that count batches."""
+ANSWERS_METRIC = "train/answer_tokens"
+"""Learned tokens of a step of fine-tuning."""
 
 
 @dataclass
@@ -49,6 +54,13 @@ class StageRecord:
     notes: list[str] = field(default_factory=list)
     checkpoint: str | None = None
     """Directory, relative to the run, that Hugging Face libraries open."""
+    start: str | None = None
+    """Stage whose checkpoint it started from."""
+
+    @property
+    def learns_answers(self) -> bool:
+        """Are its losses those of answers alone, which do not compare with those of text?"""
+        return ANSWERS_METRIC in self.curves
 
 
 @dataclass
@@ -61,8 +73,13 @@ class RunRecord:
     notes: list[str]
 
     def last_value(self, *metrics: str) -> float | None:
-        """Return the latest value from the last stage that logged any; earlier names come first."""
+        """Return the latest value from the last stage that logged any; earlier names come first.
+
+        What stages that learn from answers alone say of their text is left out.
+        """
         for stage in reversed(self.stages):
+            if stage.learns_answers:
+                continue
             for metric in metrics:
                 curve = stage.curves.get(metric)
                 if curve is not None and curve.values:
@@ -82,6 +99,7 @@ def read_run(run: Path) -> RunRecord:
         markers = {path.parent.name for path in run.glob("*/*ed.json")}
         names += sorted(markers - set(names))
     stages = [_read_stage(run, name, configs.get(name), records) for name in names]
+    _find_starts(run, stages)
     return RunRecord(run, manifest, stages, notes)
 
 
@@ -102,6 +120,8 @@ def _read_stage(run: Path, name: str, config: Any, records: list[dict[str, Any]]
     if TOKENS_METRIC in stage.curves:
         stage.x_label = "training tokens"
         _place_on_tokens(stage.curves)
+    elif any(metric.startswith(BATCH_METRICS) for metric in stage.curves):
+        stage.x_label = "batch"
     stage.blocks = sorted(
         path for path in folder.glob("page/*") if path.suffix in (".json", ".png")
     )
@@ -110,6 +130,19 @@ def _read_stage(run: Path, name: str, config: Any, records: list[dict[str, Any]]
         stage.checkpoint = weights[-1].parent.relative_to(run).as_posix()
     stage.notes = notes
     return stage
+
+
+def _find_starts(run: Path, stages: list[StageRecord]) -> None:
+    """Find the stage whose output, by its digest, each stage had as `start`."""
+    made: dict[str, str] = {}
+    for stage in stages:
+        marker = read_json(run / stage.name / "finished.json")
+        marker = marker or read_json(run / stage.name / "started.json") or {}
+        inputs = marker.get("inputs")
+        if isinstance(inputs, dict):
+            stage.start = made.get(str(inputs.get("start")))
+        if isinstance(digest := marker.get("output_digest"), str):
+            made[digest] = stage.name
 
 
 def _collect_curves(records: list[dict[str, Any]]) -> dict[str, Curve]:

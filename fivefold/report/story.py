@@ -6,6 +6,7 @@ from fivefold.report.curve import GZIP_METRIC
 from fivefold.report.markup import element, join
 from fivefold.report.record import TOKENS_METRIC, RunRecord, StageRecord
 from fivefold.report.scale import format_number, format_seconds
+from fivefold.report.skill import describe_skills, read_examined, skills_of
 
 BITS_METRICS = ("validation/final_bits_per_byte", "validation/bits_per_byte")
 """All held-out documents at the end of a stage; failing that, the sample of them along training."""
@@ -13,12 +14,14 @@ UNKNOWN = "\N{EN DASH}"
 """Stands for a figure that the run does not give."""
 CLEAR_MARGIN = 0.05
 """Share of gzip's size below which a difference is called small."""
+_SHOWN_SKILLS = 2
 _MARKS = {"finished": "✓", "unfinished": "◐", "not started": "○"}
 
 
 def describe_verdict(run: RunRecord) -> str:
     """Say in plain words how good the model became and whether the run is complete."""
-    return " ".join([_describe_compression(run), _describe_progress(run)])
+    parts = [_describe_compression(run), describe_skills(run), _describe_progress(run)]
+    return " ".join(part for part in parts if part)
 
 
 def count_tokens(run: RunRecord) -> float:
@@ -44,16 +47,17 @@ def draw_figures(run: RunRecord) -> Markup:
     seconds = [stage.seconds for stage in run.stages if stage.seconds is not None]
     bits, gzip = run.last_value(*BITS_METRICS), run.last_value(GZIP_METRIC)
     tokens = count_tokens(run)
-    figures = [
+    figures: list[tuple[str, str, str | None]] = [
         ("stages finished", f"{finished} of {len(run.stages)}", None),
         ("time in stages", format_seconds(sum(seconds)) if seconds else UNKNOWN, None),
         ("tokens trained", format_number(tokens) if tokens else UNKNOWN, None),
-        (
-            "bits a byte, held-out",
-            f"{bits:.3f}" if bits is not None else UNKNOWN,
-            f"gzip -9: {gzip:.3f}" if gzip is not None else None,
-        ),
     ]
+    skills = _skill_figures(run)
+    if bits is not None or not skills:
+        compared = f"gzip -9: {gzip:.3f}" if gzip is not None else None
+        shown = f"{bits:.3f}" if bits is not None else UNKNOWN
+        figures.append(("bits a byte, held-out", shown, compared))
+    figures += skills
     return element(
         "dl",
         *(
@@ -66,6 +70,18 @@ def draw_figures(run: RunRecord) -> Markup:
         ),
         class_="figures",
     )
+
+
+def _skill_figures(run: RunRecord) -> list[tuple[str, str, str | None]]:
+    """Return the last pass rate of the first skills, beside the first one."""
+    examined = read_examined(run)
+    figures: list[tuple[str, str, str | None]] = []
+    for skill in skills_of(examined)[:_SHOWN_SKILLS]:
+        mine = [one for one in examined if one.skill == skill]
+        figures.append(
+            (f"{skill}, solved", f"{mine[-1].rates[-1]:.0%}", f"at first: {mine[0].rates[0]:.0%}")
+        )
+    return figures
 
 
 def draw_timeline(run: RunRecord) -> Markup:
@@ -103,6 +119,8 @@ def draw_state(stage: StageRecord) -> Markup:
 
 def _describe_compression(run: RunRecord) -> str:
     bits, gzip = run.last_value(*BITS_METRICS), run.last_value(GZIP_METRIC)
+    if bits is None and read_examined(run):
+        return ""
     if bits is None:
         return "The model has not been measured on held-out text yet."
     is_final = bits == run.last_value(BITS_METRICS[0])

@@ -6,7 +6,8 @@ advantages), `pack` (samples to rows), `streams` (what a loss reads), the losses
 (a teacher's advantages), `algorithm` (config to function), `reduction` (the one denominator rule),
 `head` (a loss through the output head), `mismatch` (trainer against engine); then the loop:
 `loop_config`, `prompt`, `rollout`, `collect`, `forward`, `learner`, `loop`, `progress`, `examine`,
-`dump`, `page`; and the stages `reinforce`, `teacher`, `distil`, `task_prompt`, `stages`. May import
-`train`, `serve`, `envs`, `models`, `ops` and everything below; `config`, `preset`, `loop_config`
-and `stages` are free of torch.
+`dump`, `shown` (rollouts token by token), `page`; and the stages `reinforce`, `teacher`, `distil`,
+`task_prompt`, `own_task` (a look at a task ahead), `stages`. May import `train`, `serve`, `envs`,
+`models`, `ops` and everything below; `config`, `preset`, `loop_config`, `own_task` and `stages` are
+free of torch.
 """

@@ -8,6 +8,7 @@ would make the batch depend on the order in which judges answer.
 
 import asyncio
 import logging
+import re
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
@@ -23,6 +24,9 @@ from fivefold.serve.request import SamplingParams
 from fivefold.serve.worker import Completion
 
 logger = logging.getLogger(__name__)
+_REASON_CHARACTERS = 160
+_MOST_TOLD = 5
+"""Kinds of reasons in the log; all of them are counted."""
 
 Annotate = Callable[[Sequence[Rollout]], Awaitable[list[Rollout]]]
 """Fills what a teacher says of each rollout."""
@@ -41,6 +45,8 @@ class Collected:
     `truncated_masked`; refill `rounds`."""
     has_signal: bool = True
     """Would training on it move anything?"""
+    reasons: Counter[str] = field(default_factory=Counter)
+    """Why rollouts could not be judged, in the judges' words."""
 
 
 class Collector:
@@ -61,6 +67,7 @@ class Collector:
         self._completer, self.stream, self._config, self._seed = completer, stream, config, seed
         self._annotate = annotate
         self._needs_rewards, self._asks_judges = needs_rewards, asks_judges
+        self._reasons, self._told = Counter[str](), set[str]()
 
     async def collect(self, version: int) -> Collected:
         """Return the batch that policy `version` samples next.
@@ -69,7 +76,7 @@ class Collector:
             MismatchError: a token of it comes from other weights.
         """
         config = self._config
-        counts: Counter[str] = Counter()
+        counts, self._reasons = Counter[str](), Counter[str]()
         samples, rollouts = list[Sample](), list[Rollout]()
         for _ in range(1 + config.sampling.refill_rounds):
             missing = config.sampling.batch_prompts - counts["kept"]
@@ -88,7 +95,8 @@ class Collector:
             counts.update(assigned.counts)
             counts["drawn"] += len(prompts)
             counts["rounds"] += 1
-        return Collected(samples, rollouts, counts, self._has_signal(samples))
+        signal = self._has_signal(samples)
+        return Collected(samples, rollouts, counts, signal, self._reasons)
 
     async def _sample(self, prompts: Sequence[Prompt], counts: Counter[str]) -> list[Rollout]:
         """Return the usable rollouts of all prompts, in order; count the others."""
@@ -128,6 +136,7 @@ class Collector:
             return None
         if judgement.state != "scored":
             counts[judgement.state] += 1
+            self._note_reason(prompt, judgement)
             if self._needs_rewards:
                 return None
         try:
@@ -136,6 +145,15 @@ class Collector:
             counts["broken"] += 1
             logger.warning("a rollout is left out: %s", error)
             return None
+
+    def _note_reason(self, prompt: Prompt, judgement: Judgement) -> None:
+        """Count why a rollout has no reward; tell each kind of reason once."""
+        reason = f"{judgement.state}: {judgement.detail}"[:_REASON_CHARACTERS]
+        self._reasons[reason] += 1
+        kind = re.sub(r"\d+|'[^']*'|\"[^\"]*\"", "_", reason)
+        if kind not in self._told and len(self._told) < _MOST_TOLD:
+            self._told.add(kind)
+            logger.warning("a rollout of `%s` is left out, %s", prompt.group, reason)
 
     def _has_signal(self, samples: Sequence[Sample]) -> bool:
         trained = [sample for sample in samples if sample.loss_tokens]

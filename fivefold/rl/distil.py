@@ -12,7 +12,6 @@ from pathlib import Path
 
 from fivefold.errors import ConfigError
 from fivefold.rl.loop_config import DistillConfig
-from fivefold.rl.page import write_page
 from fivefold.rl.reinforce import (
     Teaching,
     open_policy,
@@ -55,7 +54,6 @@ def distil(
         teacher_of = {source.name: chosen.teacher for source, chosen in pairs}
         pool = TeacherPool(teachers, teacher_of, config.engine)
         teaching = Teaching(pool.annotate, measure_gap, pool, config.scores_rewards)
-        progress = train_policy(model, supply, config, context, out, teaching)
+        train_policy(model, supply, config, context, out, teaching)
         logger.info("verdicts: %s", dict(verifier.counts))
     write_policy(model, tokenizer, out)
-    write_page(progress, config, out / "page")

@@ -90,9 +90,8 @@ class Examiner:
         sources = list(dict.fromkeys(prompt.source for prompt in self._prompts))
         metrics: dict[str, float] = {}
         parts = {"": self._prompts}
-        if len(sources) > 1:
-            for name in sources:
-                parts[f"_{name}"] = [p for p in self._prompts if p.source == name]
+        for name in sources:
+            parts[f"_{name}"] = [p for p in self._prompts if p.source == name]
         least = self._config.evaluation.pass_reward
         for suffix, prompts in parts.items():
             groups = [rewards[prompt.group] for prompt in prompts]

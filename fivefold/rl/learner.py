@@ -12,6 +12,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -92,6 +93,16 @@ class PolicyLearner:
             worst = max((max_violation(count) for count in counts), default=0.0)
             updates.append(Update(measured, norm, is_skipped, worst))
         return updates, merge_mismatches(mismatches)
+
+    def logprobs(self, samples: Sequence[Sample]) -> list[np.ndarray]:
+        """Return the log-probability of each token that trains under the present weights, else 0.
+
+        Every sample has such a token.
+        """
+        found: dict[int, np.ndarray] = {}
+        for part in self.pack(samples):
+            found |= part.unpack(self._forward.logprobs(part, samples))
+        return [found[number] for number in range(len(samples))]
 
     def pack(self, samples: Sequence[Sample]) -> list[PackedSamples]:
         """Pack the samples of one update into microbatches."""

@@ -16,22 +16,26 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from fivefold.errors import FivefoldError
 from fivefold.rl.collect import Collected, Collector
 from fivefold.rl.dump import write_dump
 from fivefold.rl.examine import Examiner
 from fivefold.rl.learner import PolicyLearner
 from fivefold.rl.loop_config import LoopConfig
+from fivefold.rl.page import write_page
 from fivefold.rl.progress import (
     Progress,
     add_histogram,
+    batch_line,
     count_batch,
-    judged_rollouts,
+    examination_line,
     note_no_signal,
     note_updates,
     sampling_metrics,
     training_metrics,
 )
 from fivefold.rl.rollout import Completer
+from fivefold.rl.shown import choose_shown, describe_shown
 from fivefold.stage import StageContext
 from fivefold.train.checkpoint import load_state, save_state
 
@@ -88,10 +92,15 @@ async def run_loop(
     with context.track("policy", config.batches, "batches") as bar:
         bar.advance(progress.batch)
         while progress.batch < config.batches:
-            values = await _batch(players, config, context, out, progress)
-            is_last = progress.batch == config.batches
-            if progress.batch % config.evaluation.every_batches == 0 or is_last:
+            try:
+                values = await take_batch(players, config, context, out, progress)
+            except FivefoldError:
+                write_page(progress, config, out / "page")  # most wanted when nothing is learned
+                raise
+            if _is_moment(progress, config):
                 await _examine(players, config, context, progress)
+                write_page(progress, config, out / "page")
+            is_last = progress.batch == config.batches
             if progress.batch % config.record.checkpoint_batches == 0 or is_last:
                 learner = players.learner
                 state = progress.model_dump()
@@ -106,7 +115,7 @@ async def run_loop(
     return progress
 
 
-async def _batch(
+async def take_batch(
     players: Players, config: LoopConfig, context: StageContext, out: Path, progress: Progress
 ) -> dict[str, float]:
     """Sample one batch and train on it; returns its numbers."""
@@ -120,13 +129,17 @@ async def _batch(
     if collected.has_signal:
         progress.no_signal_in_row = 0
         _dump(collected, config, out, progress)
-        shown = config.record.shown_rollouts
-        progress.judged = judged_rollouts(collected, players.decode, shown)
+        is_shown = not progress.judged or _is_moment(progress, config)
+        shown = choose_shown(collected.samples, config.record.shown_rollouts if is_shown else 0)
+        before = learner.logprobs(shown)
         updates, mismatch = learner.train(collected.samples, progress.updates)
         add_histogram(progress, mismatch)
         values |= training_metrics(updates, mismatch)
         progress.version += 1
         learner.compute.refresh()
+        if shown:
+            after = learner.logprobs(shown)
+            progress.judged = describe_shown(shown, before, after, players.decode)
         await players.completer.push(progress.version)
         if config.update.optimizer_reset == "each_push":
             learner.optimizer.reset()
@@ -138,13 +151,18 @@ async def _batch(
     }
     line = None
     if progress.batch % config.record.log_batches == 0 or not updates:
-        line = _line(progress, config, values)
+        line = batch_line(progress, config, values)
     context.metrics.write(progress.batch, values, shown=line)
-    progress.history.append({"batch": progress.batch, **_kept(values)})
     note_updates(progress, updates, config)
     if not collected.has_signal:
         note_no_signal(progress, collected, config)
     return values
+
+
+def _is_moment(progress: Progress, config: LoopConfig) -> bool:
+    """Is the policy examined after this batch, and shown in the report?"""
+    is_last = progress.batch == config.batches
+    return is_last or progress.batch % config.evaluation.every_batches == 0
 
 
 def _dump(collected: Collected, config: LoopConfig, out: Path, progress: Progress) -> None:
@@ -162,32 +180,10 @@ async def _examine(
     if not config.evaluation.prompts:
         return
     found = await players.examiner.examine()
-    metrics = found.metrics
-    shown = None
-    if "rl/eval_reward_mean" in metrics:
-        shown = (
-            f"batch {progress.batch}  held-out reward {metrics['rl/eval_reward_mean']:.3f} "
-            f"± {metrics.get('rl/eval_reward_error', float('nan')):.3f}, "
-            f"pass rate {metrics['rl/eval_pass_rate']:.1%}"
-        )
-    context.metrics.write(progress.batch, metrics, shown=shown)
-    progress.history.append({"batch": progress.batch, **_kept(metrics)})
+    line = examination_line(progress, found.metrics)
+    context.metrics.write(progress.batch, found.metrics, shown=line)
     for prompt, completion, reward in found.shown:
         judged = "not judged" if reward is None else f"reward {reward:g}"
         label = f"batch {progress.batch}, {judged}"
         text = {"prompt": players.decode(prompt.ids), "text": players.decode(completion.ids)}
         progress.shown.append({"label": label, **text})
-
-
-def _line(progress: Progress, config: LoopConfig, values: dict[str, float]) -> str:
-    names = ("reward_mean", "pass_rate", "response_tokens_mean", "rho_mean", "gradient_norm")
-    found = [f"{name} {values[f'rl/{name}']:.3g}" for name in names if f"rl/{name}" in values]
-    skipped = "  SKIPPED: no signal" if values["rl/no_signal"] else ""
-    return f"batch {progress.batch}/{config.batches}  " + "  ".join(found) + skipped
-
-
-def _kept(values: dict[str, float]) -> dict[str, float]:
-    """Return what the report's page draws."""
-    prefixes = ("rl/reward", "rl/pass", "rl/eval", "rl/teacher_kl", "rl/response_tokens_mean")
-    more = ("rl/sampled_entropy_nats", "rl/clip", "rl/masked", "rl/rho_mean", "rl/rho_outside")
-    return {k: float(v) for k, v in values.items() if k.startswith((*prefixes, *more))}

@@ -72,6 +72,8 @@ class EvaluationConfig(Config):
     """0: greedy; then one rollout says all."""
     pass_reward: float = 1.0
     """Least reward that counts as a pass, here and in training's own pass rate."""
+    also: tuple[TaskConfig, ...] = ()
+    """Tasks that do not train, examined as they stand: what is forgotten meanwhile."""
 
 
 class UpdateConfig(Config):

@@ -5,9 +5,12 @@ what it shows (another kernel, another expert, stale weights, a wrong temperatur
 before reward falls. Tokens come from the engine's policy, so that the mean of -log rho estimates
 KL(engine || trainer), as does that of rho - 1 - log rho, never negative and with less variance.
 
-Sums only, so that microbatches and ranks merge exactly.
+Sums only, so that microbatches and ranks merge exactly. Surprise: the histogram's bins narrow by
+decades around 1. Two fp32 engines differ in the sixth digit and two of other precisions in the
+second, and both have to show.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -16,8 +19,13 @@ from torch import Tensor
 
 from fivefold.rl.streams import Streams
 
-EDGES = tuple(step / 4 for step in range(-16, 17))
-"""Inner edges of the histogram, in log2 rho: a sixteenth to sixteen, four bins an octave."""
+_ABOVE = (
+    *(math.log2(1 + 10.0**-digit) for digit in range(7, 0, -1)),
+    *(step / 4 for step in range(1, 17)),
+)
+EDGES = (*(-edge for edge in reversed(_ABOVE)), 0.0, *_ABOVE)
+"""Inner edges of the histogram, in log2 rho: 1 plus 1e-7 to 1e-1 by decades, from there to sixteen
+four bins an octave, and the same below 1."""
 
 
 @dataclass(frozen=True)

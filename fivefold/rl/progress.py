@@ -6,7 +6,7 @@ optimizer's state. There are no generators to save: draws come from seeds by cou
 
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,8 @@ from fivefold.rl.rollout import Rollout
 
 FAILURES = ("invalid", "infra", "broken", "aborted")
 """Why a rollout was left out."""
+_MOST_REASONS = 20
+"""Reasons that are remembered, the commonest."""
 
 
 class NoSignalError(FivefoldError, RuntimeError):
@@ -47,14 +49,16 @@ class Progress(pydantic.BaseModel):
     """Updates left out for a non-finite gradient since the last good one."""
     no_signal_in_row: int = 0
     """Batches left out since the last one that trained."""
+    reasons: dict[str, int] = {}
+    """Why rollouts could not be judged, and how often."""
     rho_histogram: list[int] = []
     """Tokens by log2 rho, over all batches; bins as in `mismatch.EDGES`."""
-    history: list[dict[str, float]] = []
-    """For each batch, and each examination, the numbers that the report's page draws."""
+    rho_exact_tokens: int = 0
+    """Of these, tokens with rho exactly 1."""
     shown: list[dict[str, str]] = []
     """Rollouts along training, as the report shows them."""
     judged: list[dict[str, Any]] = []
-    """Rollouts of the newest batch that trained: label, tokens, and what each token is worth."""
+    """Rollouts of a late batch that trained, token by token, as `shown` describes them."""
 
 
 def count_batch(progress: Progress, collected: Collected) -> None:
@@ -63,6 +67,8 @@ def count_batch(progress: Progress, collected: Collected) -> None:
     counts = Counter(progress.counts)
     counts.update(collected.counts)
     progress.counts = dict(counts)
+    reasons = Counter(progress.reasons) + collected.reasons
+    progress.reasons = dict(reasons.most_common(_MOST_REASONS))
     progress.sampled_tokens += sum(rollout.sampled_tokens for rollout in collected.rollouts)
 
 
@@ -79,14 +85,15 @@ def note_no_signal(progress: Progress, collected: Collected, config: LoopConfig)
     rewards = [r.reward for r in collected.rollouts if r.reward is not None]
     mean = f"mean reward {math.fsum(rewards) / len(rewards):.3g}" if rewards else "no reward at all"
     failed = ", ".join(f"{counts[name]} rollouts {name}" for name in FAILURES if counts[name])
+    reason = next((f", most often: {why}" for why, _ in collected.reasons.most_common(1)), "")
     raise NoSignalError(
         expected=f"a batch to learn from within {config.sampling.no_signal_limit} batches",
         found=f"none up to batch {progress.batch}: of {counts['drawn']} groups "
         f"{counts['dropped_no_variance'] + counts['no_variance']} with equal rewards, "
         f"{counts['dropped_invalid']} with too few judged; {mean}"
-        + (f"; {failed}" if failed else ""),
-        fix="Choose easier or harder prompts, fine-tune first, or look at the verifier's errors in "
-        "the log",
+        + (f"; {failed}{reason}" if failed else ""),
+        fix="Choose easier or harder prompts, fine-tune first (`--sft` of `fivefold rl`), or "
+        "correct what judges",
     )
 
 
@@ -160,33 +167,42 @@ def training_metrics(updates: Sequence[Update], mismatch: Mismatch) -> dict[str,
     return values
 
 
-def judged_rollouts(
-    collected: Collected, decode: Callable[[Sequence[int]], str], count: int
-) -> list[dict[str, Any]]:
-    """Return the rollouts whose tokens were judged most differently, with those judgements.
-
-    A token is worth its advantage; with a teacher, also log teacher - log student.
-    """
-    found = []
-    for sample in collected.samples:
-        places = np.flatnonzero(sample.loss_mask)
-        if not len(places):
-            continue
-        assert sample.advantages is not None, "a batch that trains has advantages"
-        worth = sample.advantages[places].astype(float)
-        if sample.teacher_logprobs is not None:
-            worth = worth + (sample.teacher_logprobs - sample.rollout_logprobs)[places]
-        reward = "" if sample.reward is None else f", reward {sample.reward:g}"
-        tokens = [decode([token]) for token in sample.ids[places].tolist()]
-        found.append(
-            {"label": f"{sample.group}{reward}", "tokens": tokens, "worth": worth.tolist()}
-        )
-    found.sort(key=lambda row: sum(row["worth"]) / len(row["worth"]))
-    low = count // 2
-    return found if len(found) <= count else [*found[:low], *found[len(found) - (count - low) :]]
-
-
 def add_histogram(progress: Progress, mismatch: Mismatch) -> None:
     """Add a batch's tokens to the histogram of rho."""
     before = progress.rho_histogram or [0] * len(mismatch.histogram)
     progress.rho_histogram = [a + b for a, b in zip(before, mismatch.histogram, strict=True)]
+    progress.rho_exact_tokens += mismatch.exact_tokens
+
+
+def batch_line(progress: Progress, config: LoopConfig, values: Mapping[str, float]) -> str:
+    """Return a batch as one line for the console."""
+    parts = [f"batch {progress.batch}/{config.batches}"]
+    for word, mean, error, form in (
+        ("reward", "reward_mean", "reward_error", ".2f"),
+        ("pass", "pass_rate", "pass_error", ".0%"),
+    ):
+        if f"rl/{mean}" in values:
+            found = f"{word} {values[f'rl/{mean}']:{form}}"
+            if f"rl/{error}" in values:
+                found += f" ± {values[f'rl/{error}']:{form}}"
+            parts.append(found)
+    for word, name in (("tokens", "response_tokens_mean"), ("rho", "rho_mean")):
+        if f"rl/{name}" in values:
+            parts.append(f"{word} {values[f'rl/{name}']:.3g}")
+    left_out = sum(values.get(f"rl/rollouts_{name}", 0) for name in FAILURES)
+    if left_out:
+        parts.append(f"{left_out:.0f} rollouts left out")
+    parts.append(f"{values['rl/sample_seconds'] + values['rl/train_seconds']:.1f} s")
+    return "  ".join(parts) + ("  SKIPPED: no signal" if values["rl/no_signal"] else "")
+
+
+def examination_line(progress: Progress, metrics: Mapping[str, float]) -> str | None:
+    """Return an examination as one line for the console: each source's pass rate, or nothing."""
+    rate, parts = "rl/eval_pass_rate_", list[str]()
+    for name in (metric.removeprefix(rate) for metric in metrics if metric.startswith(rate)):
+        error = metrics.get(f"rl/eval_pass_error_{name}")
+        beside = "" if error is None else f" ± {error:.1%}"
+        parts.append(f"{name} {metrics[rate + name]:.1%}{beside}")
+    return (
+        f"batch {progress.batch}  held-out problems solved: {', '.join(parts)}" if parts else None
+    )

@@ -7,7 +7,7 @@ version and no copy.
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +24,6 @@ from fivefold.rl.examine import Examiner
 from fivefold.rl.learner import PolicyLearner
 from fivefold.rl.loop import Players, resume, run_loop
 from fivefold.rl.loop_config import LoopConfig, RlConfig, SourceConfig
-from fivefold.rl.page import write_page
 from fivefold.rl.progress import Progress
 from fivefold.rl.prompt import Prompt, PromptSource, PromptStream
 from fivefold.rl.rollout import EngineCompleter
@@ -78,10 +77,9 @@ def reinforce(
     model, tokenizer = open_policy(config, inputs, context)
     with Verifier(config.verifier) as verifier:
         supply = open_supply(config.sources, config, tokenizer, verifier)
-        progress = train_policy(model, supply, config, context, out)
+        train_policy(model, supply, config, context, out)
         logger.info("verdicts: %s", dict(verifier.counts))
     write_policy(model, tokenizer, out)
-    write_page(progress, config, out / "page")
 
 
 def open_policy(
@@ -117,7 +115,32 @@ def open_supply(
                 open_task(held), tokenizer, verifier, name=name, thinks=thinks, begin=begin
             )
             heldout += [prompts.prompt(index) for index in range(config.evaluation.prompts)]
+    if config.evaluation.prompts:
+        heldout += _also_examined(config, tokenizer, verifier, seen)
     return Supply(opened, [source.weight for source in sources], heldout, tokenizer.decode)
+
+
+def _also_examined(
+    config: LoopConfig, tokenizer: Tokenizer, verifier: Verifier, taken: Container[str]
+) -> list[Prompt]:
+    """Return prompts of the tasks that are examined and do not train.
+
+    Raises:
+        ConfigError: one has the name of another.
+    """
+    prompts, names = list[Prompt](), set[str]()
+    for chosen in config.evaluation.also:
+        task = open_task(chosen)
+        if task.name in taken or task.name in names:
+            raise ConfigError(
+                expected="other tasks in `evaluation.also` than those that train, each once",
+                found=f"`{task.name}` again",
+                fix="Leave it out: what trains is examined anyway",
+            )
+        names.add(task.name)
+        source = TaskPrompts(task, tokenizer, verifier, thinks=config.sampling.thinks)
+        prompts += [source.prompt(index) for index in range(config.evaluation.prompts)]
+    return prompts
 
 
 def _heldout(source: SourceConfig, size: int | None) -> tuple[TaskConfig, int]:

@@ -66,8 +66,18 @@ SHORT = (
     "adapt_dsa.sparse.checkpoint_steps=3",
     "adapt_dsa.sparse.validation_rows=8",
     "adapt_dsa.sparse.sample_tokens=8",
+    *(f"tasks.sources.{skill}.problems=24" for skill in ("reverse", "sort")),
+    *(f"tasks.sources.{skill}.heldout_problems=4" for skill in ("reverse", "sort")),
+    "sft.sample_tokens=8",
+    # Nothing is learned here: that a model this young earns no reward must not end the stage.
+    *(f"{stage}.batches=2" for stage in ("rl_a", "rl_b", "distill")),
+    *(f"{stage}.sampling.batch_prompts=2" for stage in ("rl_a", "rl_b", "distill")),
+    *(f"{stage}.sampling.max_new_tokens=8" for stage in ("rl_a", "rl_b", "distill")),
+    *(f"{stage}.evaluation.prompts=2" for stage in ("rl_a", "rl_b", "distill")),
 )
-STAGES = ("corpus", "tokenizer", "tokens", "pretrain", "midtrain", "dense_control", "adapt_dsa")
+BASE = ("corpus", "tokenizer", "tokens", "pretrain", "midtrain", "dense_control", "adapt_dsa")
+POST = ("tasks", "sft", "rl_a", "rl_b", "distill")
+STAGES = (*BASE, *POST)
 
 
 def command(run: Path, *extra: str) -> list[str]:
@@ -96,7 +106,7 @@ def losses(run: Path, stage: str = "pretrain", name: str = "train/loss_nats") ->
 
 def all_losses(run: Path) -> dict[str, list[float]]:
     """Return the curves that golden and resume tests compare, indexer divergence included."""
-    curves = {stage: losses(run, stage) for stage in STAGES[3:]}
+    curves = {stage: losses(run, stage) for stage in BASE[3:]}
     return {**curves, "index_kl": losses(run, "adapt_dsa", "train/index_kl_nats")}
 
 
@@ -168,7 +178,7 @@ def test_golden_losses_of_the_fixture_text(finished: Path) -> None:
 
 
 def test_killed_run_resumes_bit_for_bit(finished: Path, tmp_path: Path) -> None:
-    """Kill -9 at random steps of every gradient stage."""
+    """Kill -9 at random steps of every stage up to the adaptation; `tests/rl` does so beyond."""
     run = tmp_path / "nano"
     run.mkdir()
     for name in ("manifest.json", "config.json"):
@@ -199,7 +209,7 @@ def test_killed_run_resumes_bit_for_bit(finished: Path, tmp_path: Path) -> None:
         assert not (run / stage / "finished.json").exists(), "killed too late to test anything"
     run_to_end(command(run))
     assert all_losses(run) == all_losses(finished)
-    for stage in STAGES[3:]:
+    for stage in (*BASE[3:], "sft", "distill"):
         ours, expected = (
             dict(released_tensors(read_checkpoint(r / stage / "checkpoint")))
             for r in (run, finished)
@@ -258,3 +268,21 @@ def test_changed_config_keeps_the_earlier_result(finished: Path, tmp_path: Path)
     assert (run / "previous" / "pretrain-1" / "checkpoint" / "config.json").is_file()
     assert losses(run) != losses(finished)
     assert len(losses(run)) == len(losses(finished))
+
+
+def test_post_training_leaves_answers_and_a_page(finished: Path) -> None:
+    """From `tasks` to `distill`: each stage starts where its needs say, and shows its work."""
+    records = list(read_metrics(finished / "metrics.jsonl"))
+    assert (finished / "tasks" / "reverse.jsonl").read_text().count("\n") == 28
+    for stage in ("rl_a", "rl_b", "distill"):
+        mine = [record for record in records if record["stage"] == stage]
+        examined = [record for record in mine if "rl/eval_pass_rate_reverse" in record]
+        assert [record["step"] for record in examined] == [0, 2]
+        assert all("rl/eval_pass_rate_sort" in record for record in examined)
+        assert sum(record.get("rl/sampled_tokens", 0) for record in mine) > 0
+        assert list((finished / stage / "page").iterdir())
+    student = read_checkpoint(finished / "distill" / "checkpoint")
+    start = read_checkpoint(finished / "adapt_dsa" / "checkpoint").state_dict()
+    for name, weight in student.state_dict().items():
+        if ".indexer." in name and not name.startswith("mtp."):
+            assert torch.equal(weight, start[name]), name

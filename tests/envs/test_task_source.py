@@ -22,6 +22,7 @@ from fivefold.envs.gym import GymTask, score, spread_seed
 from fivefold.envs.open_task import open_task
 from fivefold.envs.task import Problem, TaskError
 from fivefold.errors import ConfigError, CorruptFileError, FivefoldError, MissingFileError
+from fivefold.text.conversation import Message
 from fivefold.text.parse import parse_text
 from fivefold.verify.config import AllSpec, ExactSpec, FunctionSpec, NumberSpec, VerifierConfig
 from fivefold.verify.extra import MissingPackageError
@@ -68,10 +69,52 @@ def test_rows_become_problems(tmp_path: Path, verifier: Verifier) -> None:
     assert first.solved[-1].reasoning_content == "one more"
     assert [message.role for message in second.prompt] == ["system", "user"]
     assert second.spec == ExactSpec(gold="A")
-    assert (second.id, second.solved) == ("mine/3", None)
+    assert second.id == "mine/3"
+    assert second.solution == Message(role="assistant", content="A")
     assert task.problem(2).id == first.id
     assert task.problem(2).group != first.group
     assert judge(verifier, first, "2.0").value == 1
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        "exact",
+        "number",
+        {"kind": "number", "answer_in": "boxed"},
+        {"kind": "exact", "answer_in": "tag", "tag": "out"},
+        {"kind": "number", "answer_in": "hashes"},
+        {"kind": "exact", "answer_in": "last_line"},
+        {"kind": "number", "answer_in": "last_number"},
+    ],
+    ids=str,
+)
+def test_answer_is_a_solution_where_the_verifier_looks_for_it(
+    tmp_path: Path, verifier: Verifier, spec: str | dict[str, str]
+) -> None:
+    row = {"prompt": "6 * 7?", "answer": 42, "thinking": "six sevens"}
+    path = write(tmp_path / "t.jsonl", row)
+    problem = FileTask(FileConfig(path=path, verifier=spec)).problem(0)
+    assert problem.solution is not None
+    assert problem.solution.reasoning_content == "six sevens"
+    assert judge(verifier, problem, problem.solution.content).value == 1
+    assert judge(verifier, problem, problem.solution.content.replace("42", "41")).value == 0
+
+
+def test_answer_is_no_solution_where_nothing_is_compared_with_it(tmp_path: Path) -> None:
+    path = write(tmp_path / "t.jsonl", {"prompt": "6 * 7?", "answer": 42})
+    judged = {"kind": "function", "target": f"{FUNCTIONS}:is_longer"}
+    for spec in ("format", judged, {"kind": "all", "parts": ["format", "exact"]}):
+        assert FileTask(FileConfig(path=path, verifier=spec)).problem(0).solution is None
+
+
+def test_function_with_the_usual_name_is_called_like_its_file(tmp_path: Path) -> None:
+    path = tmp_path / "vowels.py"
+    path.write_text("def problem(index, seed): ...\ndef other(index, seed): ...\n")
+    names = [
+        FunctionTask(FunctionTaskConfig(target=f"{path}:{n}")).name for n in ("problem", "other")
+    ]
+    assert names == ["vowels", "other"]
 
 
 def test_file_orders(tmp_path: Path) -> None:

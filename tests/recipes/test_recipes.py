@@ -6,12 +6,19 @@ import pytest
 
 from fivefold.config import config_to_json, hash_config
 from fivefold.data.config import TokenizerTrainingConfig, TokensConfig
+from fivefold.envs.config import ProceduralConfig
 from fivefold.errors import ConfigError
 from fivefold.models.preset import PRESETS
 from fivefold.recipes.catalogue import RECIPES, load_recipe
 from fivefold.recipes.launch import resolve_device
-from fivefold.stage import order_stages
+from fivefold.rl.loop_config import DistillConfig, RlConfig
+from fivefold.rl.reinforce import open_supply
+from fivefold.stage import Selection, order_stages, select_stages
+from fivefold.text.bpe import train_tokenizer
+from fivefold.text.config import TokenizerConfig
+from fivefold.text.tokenizer import Tokenizer
 from fivefold.train.config import PretrainConfig
+from fivefold.verify.verifier import Verifier
 
 every_recipe = pytest.mark.parametrize("name", RECIPES)
 
@@ -128,3 +135,44 @@ def test_stages_that_do_not_fit_are_refused_before_the_first_runs(
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         load_recipe("nano", [override])
+
+
+def test_nano_experts_follow_each_other_and_teach_one_student() -> None:
+    stages = {stage.name: stage for stage in load_recipe("nano")}
+    assert stages["rl_a"].needs["start"] == "sft"
+    assert stages["rl_b"].needs["start"] == "rl_a"
+    first, second, student = (stages[name].config for name in ("rl_a", "rl_b", "distill"))
+    assert isinstance(first, RlConfig)
+    assert isinstance(second, RlConfig)
+    assert isinstance(student, DistillConfig)
+    taught = [stages["distill"].needs[source.teacher] for source in student.sources]
+    assert taught == ["rl_a", "rl_b"]
+    # Each teacher judges the skill that it has learned.
+    skills = [
+        source.task.skill
+        for config in (first, second, student)
+        for source in config.sources
+        if isinstance(source.task, ProceduralConfig)
+    ]
+    assert skills == ["reverse", "sort", "reverse", "sort"]
+
+
+def test_nano_experts_are_examined_on_the_same_problems_whoever_trains_on_them() -> None:
+    configs = {stage.name: stage.config for stage in load_recipe("nano")}
+    asked = []
+    tokenizer = Tokenizer(train_tokenizer(["ab " * 99], TokenizerConfig(vocab_size=421)))
+    for name in ("rl_a", "rl_b", "distill"):
+        config = configs[name]
+        assert isinstance(config, RlConfig | DistillConfig)
+        with Verifier(config.verifier) as verifier:
+            supply = open_supply(config.sources, config, tokenizer, verifier)
+        asked.append({prompt.group for prompt in supply.heldout})
+    assert asked[0] == asked[1] == asked[2]
+
+
+def test_nano_stops_before_fine_tuning_where_asked() -> None:
+    chosen = select_stages(load_recipe("nano"), Selection(until="adapt_dsa"))
+    assert chosen[-1].name == "adapt_dsa"
+    assert not {"sft", "rl_a"} & {stage.name for stage in chosen}
+    through = [s.name for s in select_stages(load_recipe("nano"), Selection(until="sft"))]
+    assert through[-2:] == ["tasks", "sft"]

@@ -207,7 +207,7 @@ def test_mismatch_of_parts_merges_to_that_of_the_whole_and_equals_numpy() -> Non
     assert metrics["rho_effective_fraction"] == pytest.approx(
         rho.sum() ** 2 / (rho**2).sum() / len(rho)
     )
-    inner = np.histogram(np.log2(rho), bins=np.arange(-16, 17) / 4)[0]
+    inner = np.histogram(np.log2(rho), bins=EDGES)[0]
     assert list(one.histogram[1:-1]) == inner.tolist()
     assert sum(one.histogram) == len(rho)
 

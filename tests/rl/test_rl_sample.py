@@ -87,7 +87,7 @@ def test_packing_and_back_keeps_every_stream(lengths: list[int], row: int, rows:
     samples = [make_sample(n, length, prompt=1) for n, length in enumerate(lengths)]
     seen = []
     for packed in pack_samples(samples, row, rows, dtype=torch.float64):
-        assert packed.ids_BT.shape[0] <= rows
+        assert packed.ids_BT.numel() <= rows * row
         assert packed.ids_BT.shape[1] <= row
         advantages = packed.unpack(packed.streams.advantages_N)
         rollout = packed.unpack(packed.streams.rollout_logprobs_N)
@@ -112,6 +112,17 @@ def test_packing_and_back_keeps_every_stream(lengths: list[int], row: int, rows:
                 assert places.tolist() == list(range(first, first + end - begin))
         assert int(packed.streams.mask_N.sum()) == sum(packed.lengths)
     assert sorted(seen) == list(range(len(samples)))
+
+
+def test_rows_are_as_narrow_as_padding_allows() -> None:
+    equal = [make_sample(n, 8, prompt=1) for n in range(6)]
+    (packed,) = pack_samples(equal, 100, 4)
+    assert packed.ids_BT.shape == (6, 7)
+    assert packed.documents_BT is None
+    # Four rows of 9 would hold one sample each; two rows of 15 hold two.
+    uneven = [make_sample(n, length, prompt=1) for n, length in enumerate([10, 7, 7, 7])]
+    (packed,) = pack_samples(uneven, 20, 4)
+    assert packed.ids_BT.shape == (2, 15)
 
 
 def test_boundaries_separate_samples_rows_and_padding() -> None:

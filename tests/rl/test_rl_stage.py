@@ -145,24 +145,35 @@ def test_outcome_is_a_checkpoint_with_everything(trained: Path, inputs: dict[str
 
 def test_page_tells_the_training(trained: Path) -> None:
     page = trained / "rl" / "page"
-    blocks = sorted(path.name for path in page.iterdir())
-    assert {"10_heldout_pass.json", "30_rho.json", "31_counts.json", "40_rollouts.json"} <= {
-        *blocks
-    }
+    blocks = {path.stem: json.loads(path.read_text()) for path in page.iterdir()}
+    assert {*blocks} == {"20_tokens", "30_rollouts", "40_rho", "50_counts"}
     for block in page.iterdir():
         assert "cannot be drawn" not in draw_block(block), block
-    lines = json.loads((page / "10_heldout_pass.json").read_text())["series"]
-    assert [line["x"] for line in lines] == [[0, 5, 10, 14]] * 3
-    middle, above, below = (line["y"] for line in lines)
-    assert all(a + b == pytest.approx(2 * m) for m, a, b in zip(middle, above, below, strict=True))
-    assert max(a - m for m, a in zip(middle, above, strict=True)) > 0
-    bars = json.loads((page / "30_rho.json").read_text())["bars"]
-    assert sum(bar["value"] for bar in bars) == pytest.approx(1)
-    samples = json.loads((page / "40_rollouts.json").read_text())["samples"]
-    assert "Say" in samples[0]["prompt"]
-    tokens = json.loads((page / "50_tokens.json").read_text())
-    assert len(tokens["values"][0]) == len(tokens["x"]) <= 4
-    assert any(tokens["values"][0])
+    columns = blocks["40_rho"]["columns"]
+    records = read_metrics(trained / "metrics.jsonl")
+    sampled = sum(record.get("rl/sampled_tokens", 0) for record in records)
+    assert 0 < sum(column["value"] for column in columns) <= sampled
+    assert [column["name"] for column in columns if column.get("is_marked")] == ["exactly 1"]
+    assert "Say" in blocks["30_rollouts"]["samples"][0]["prompt"]
+
+
+def test_shown_tokens_carry_what_training_made_of_them(trained: Path) -> None:
+    block = json.loads((trained / "rl" / "page" / "20_tokens.json").read_text())
+    worst, best = block["rollouts"]
+    for rollout in (worst, best):
+        length = len(rollout["tokens"])
+        assert 0 < length <= 4
+        streams = [rollout[f"{name}_logprobs"] for name in ("engine", "trainer", "learned")]
+        assert all(len(stream) == length for stream in (rollout["advantages"], *streams))
+        engine, trainer, learned = streams
+        assert engine == pytest.approx(trainer, abs=1e-4)
+        assert learned != pytest.approx(trainer, abs=1e-4)
+    assert sum(worst["advantages"]) < 0 < sum(best["advantages"])
+    gain = [
+        sum(rollout["learned_logprobs"]) - sum(rollout["trainer_logprobs"])
+        for rollout in (worst, best)
+    ]
+    assert gain[0] < gain[1]
 
 
 def test_killed_stage_goes_on(trained: Path, inputs: dict[str, Path], tmp_path: Path) -> None:
@@ -207,9 +218,8 @@ def test_distillation_stage_asks_each_source_s_teacher(
     page = tmp_path / "d" / "page"
     for block in page.iterdir():
         assert "cannot be drawn" not in draw_block(block), block
-    names = [line["name"] for line in json.loads((page / "20_teacher.json").read_text())["series"]]
-    kl = "teacher_kl_nats"
-    assert names == [kl, f"{kl}_copy", f"{kl}_reverse"]
+    worth = json.loads((page / "20_tokens.json").read_text())["rollouts"][0]["advantages"]
+    assert len({*worth}) > 1  # a teacher judges each token by itself
     assert (tmp_path / "d" / "checkpoint" / "config.json").is_file()
 
 

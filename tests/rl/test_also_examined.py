@@ -1,0 +1,40 @@
+"""Tasks that a policy is examined on without training on them."""
+
+import pytest
+
+from fivefold.envs.config import ProceduralConfig
+from fivefold.errors import ConfigError
+from fivefold.rl.loop_config import EvaluationConfig, RlConfig, SourceConfig
+from fivefold.rl.reinforce import Supply, open_supply
+from fivefold.text.bpe import train_tokenizer
+from fivefold.text.config import TokenizerConfig
+from fivefold.text.tokenizer import Tokenizer
+from fivefold.verify.verifier import Verifier
+
+COPY, SORT = (ProceduralConfig(skill=skill, split="heldout") for skill in ("copy", "sort"))
+
+
+def supply_of(*also: ProceduralConfig, prompts: int = 3) -> Supply:
+    config = RlConfig(
+        sources=(SourceConfig(task=ProceduralConfig(skill="copy"), heldout=COPY),),
+        evaluation=EvaluationConfig(prompts=prompts, also=also),
+    )
+    tokenizer = Tokenizer(train_tokenizer(["ab " * 99], TokenizerConfig(vocab_size=421)))
+    with Verifier(config.verifier) as verifier:
+        return open_supply(config.sources, config, tokenizer, verifier)
+
+
+def test_they_are_asked_after_the_sources_and_never_trained_on() -> None:
+    supply = supply_of(SORT)
+    assert [prompt.source for prompt in supply.heldout] == ["copy"] * 3 + ["sort"] * 3
+    assert [source.name for source in supply.sources] == ["copy"]
+
+
+def test_nothing_is_asked_where_no_prompts_are_wanted() -> None:
+    assert not supply_of(SORT, prompts=0).heldout
+
+
+@pytest.mark.parametrize("also", [(COPY,), (SORT, SORT)], ids=["trains", "twice"])
+def test_task_of_a_name_that_is_taken_is_refused(also: tuple[ProceduralConfig, ...]) -> None:
+    with pytest.raises(ConfigError, match=r"evaluation\.also"):
+        supply_of(*also)

@@ -1,0 +1,117 @@
+"""A task is looked at before it trains: what cannot work ends the run, what is unwise is told."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from toy import context_of
+
+from fivefold.envs.config import FileConfig, FunctionTaskConfig, GymConfig
+from fivefold.envs.open_task import open_task
+from fivefold.envs.task import Problem, TaskError
+from fivefold.report.block import draw_block
+from fivefold.rl.own_task import OwnTaskConfig, OwnTaskStage, heldout_rows, judge_ahead
+from fivefold.verify.config import VerifierConfig
+from fivefold.verify.verifier import Verifier
+
+TASK = """
+def problem(index, seed):
+    return {{"prompt": f"Say {{index}}.", "solution": str(index), "right": str(index)}}
+
+
+def reward(answer, row):
+    return {reward}
+"""
+
+
+@pytest.fixture(scope="module")
+def verifier() -> Iterator[Verifier]:
+    with Verifier(VerifierConfig()) as verifier:
+        yield verifier
+
+
+def problems_of(tmp_path: Path, reward: str) -> list[Problem]:
+    path = tmp_path / f"task{len(list(tmp_path.iterdir()))}.py"
+    path.write_text(TASK.format(reward=reward))
+    judge = {"kind": "function", "target": f"{path}:reward"}
+    task = open_task(FunctionTaskConfig(target=f"{path}:problem", verifier=judge))
+    return [task.problem(index) for index in range(3)]
+
+
+def test_right_solutions_are_counted(tmp_path: Path, verifier: Verifier) -> None:
+    found = judge_ahead(problems_of(tmp_path, 'float(answer == row["right"])'), verifier)
+    assert (found.solved, found.unsolved, found.warnings) == (3, 0, ())
+
+
+def test_reward_that_raises_on_nonsense_is_told_once(tmp_path: Path, verifier: Verifier) -> None:
+    found = judge_ahead(problems_of(tmp_path, 'int(answer) == int(row["right"])'), verifier)
+    assert found.solved == 3
+    (warning,) = found.warnings
+    assert "ValueError" in warning
+    assert "return 0 for what is no answer" in warning
+
+
+@pytest.mark.parametrize(
+    ("reward", "words"),
+    [
+        ("0.0", "reward 0"),
+        ("1.0", "reward 1"),
+        ("1 / 0", "invalid: the reward function raised ZeroDivisionError"),
+        ('float("nan")', "no finite number"),
+    ],
+)
+def test_solution_that_is_not_rewarded_ends_the_run(
+    tmp_path: Path, verifier: Verifier, reward: str, words: str
+) -> None:
+    with pytest.raises(TaskError, match="the verifier to reward the solution") as refusal:
+        judge_ahead(problems_of(tmp_path, reward), verifier)
+    assert words in str(refusal.value)
+
+
+@given(size=st.integers(1, 5000), share=st.sampled_from([0.0, 0.1, 0.3]))
+def test_held_out_rows_are_a_fixed_share_up_to_a_limit(size: int, share: float) -> None:
+    config = OwnTaskConfig(task=GymConfig(name="chain_sum"), heldout_share=share, most_heldout=64)
+    rows = heldout_rows(size, config)
+    assert rows == sorted(set(rows)) == heldout_rows(size, config)
+    assert all(0 <= row < size for row in rows)
+    wanted = 0 if size < 5 or not share else min(max(round(size * share), 1), 64)
+    assert len(rows) == wanted
+
+
+def test_file_is_split_without_a_change_to_its_rows(tmp_path: Path) -> None:
+    rows = [
+        json.dumps({"prompt": f"Say «{n}».", "answer": n}, ensure_ascii=False) for n in range(30)
+    ]
+    path = tmp_path / "mine.jsonl"
+    path.write_text("\n\n".join(rows), encoding="utf-8")
+    config = OwnTaskConfig(task=FileConfig(path=str(path), verifier="number"))
+    out = tmp_path / "run" / "task"
+    out.mkdir(parents=True)
+    OwnTaskStage("task", config).execute({}, out, context_of(tmp_path / "run"))
+    train, heldout = (
+        (out / part / "mine.jsonl").read_text(encoding="utf-8").splitlines()
+        for part in ("train", "heldout")
+    )
+    assert sorted([*train, *heldout]) == sorted(rows)
+    assert len(heldout) == 3
+    for block in (out / "page").iterdir():
+        page = str(draw_block(block))
+        assert "cannot be drawn" not in page
+    assert "Say «" in (out / "page" / "10_problems.json").read_text(
+        encoding="utf-8"
+    ).encode().decode("unicode_escape")
+
+
+def test_python_task_is_kept_as_it_was(tmp_path: Path) -> None:
+    problems_of(tmp_path, "len(answer)")
+    (path,) = tmp_path.glob("*.py")
+    config = OwnTaskConfig(
+        task=FunctionTaskConfig(target=f"{path}:problem", verifier="format"), judged=0
+    )
+    out = tmp_path / "run" / "task"
+    out.mkdir(parents=True)
+    OwnTaskStage("task", config).execute({}, out, context_of(tmp_path / "run"))
+    assert (out / path.name).read_text() == path.read_text()
