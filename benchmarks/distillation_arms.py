@@ -24,7 +24,6 @@ import json
 import statistics
 import time
 from collections.abc import Sequence
-from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +50,6 @@ from fivefold.rl.task_prompt import TaskPrompts
 from fivefold.rl.teacher import TeacherPool
 from fivefold.serve.config import EngineConfig
 from fivefold.serve.engine import Engine
-from fivefold.serve.worker import Worker
 from fivefold.text.bpe import train_tokenizer
 from fivefold.text.config import TokenizerConfig
 from fivefold.text.template import render
@@ -119,7 +117,7 @@ class Lesson:
 
 
 class Policy:
-    """A model that learns, and the engine that serves it; an async context manager."""
+    """A model that learns, and the engine that serves it."""
 
     def __init__(
         self, model: Transformer, algorithm: AlgorithmConfig, lesson: Lesson, lr: float
@@ -131,15 +129,7 @@ class Policy:
             model.mtp.requires_grad_(False)
         self.learner = PolicyLearner(model, ComputeModel(model, torch.float32), self.config)
         self.updates = 0
-        self._stack = AsyncExitStack()
-
-    async def __aenter__(self) -> "Policy":
-        worker = await self._stack.enter_async_context(Worker(Engine(self.model, ENGINE)))
-        self.completer = EngineCompleter(worker)
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self._stack.aclose()
+        self.completer = EngineCompleter(Engine(model, ENGINE))
 
     async def learn(self, samples: Sequence[Sample]) -> None:
         """Take an update and serve what came out."""
@@ -234,20 +224,20 @@ async def _prepare(
     """Fine-tune to the start's level, and on to the teacher's; return both and their levels."""
     options = lesson.options
     start, levels = None, dict[str, float]()
-    async with Policy(model, FINE_TUNING, lesson, options.lr) as policy:
-        while policy.updates < options.most_updates:
-            await policy.learn(_solved(lesson, policy.updates))
-            if policy.updates % 5:
-                continue
-            rate, error = await policy.examine()
-            levels["teacher_pass_rate"] = round(rate, 4)
-            if start is None and rate >= options.start:
-                start = copy.deepcopy(model)
-                levels |= {"start_pass_rate": round(rate, 4), "start_pass_error": round(error, 4)}
-            if rate >= options.teacher:
-                break
-        assert start is not None, f"no pass rate of {options.start} within --most-updates"
-        levels["fine_tuning_updates"] = policy.updates
+    policy = Policy(model, FINE_TUNING, lesson, options.lr)
+    while policy.updates < options.most_updates:
+        await policy.learn(_solved(lesson, policy.updates))
+        if policy.updates % 5:
+            continue
+        rate, error = await policy.examine()
+        levels["teacher_pass_rate"] = round(rate, 4)
+        if start is None and rate >= options.start:
+            start = copy.deepcopy(model)
+            levels |= {"start_pass_rate": round(rate, 4), "start_pass_error": round(error, 4)}
+        if rate >= options.teacher:
+            break
+    assert start is not None, f"no pass rate of {options.start} within --most-updates"
+    levels["fine_tuning_updates"] = policy.updates
     return start, model, levels
 
 
@@ -258,39 +248,38 @@ async def _run_arm(
     algorithms = {"on_policy": distil(), "off_policy": FINE_TUNING, "rl": icepop(GROUP)}
     lr = getattr(lesson.options, f"lr_{arm}")
     tokens = batches = 0
-    async with Policy(student, algorithms[arm], lesson, lr) as policy, AsyncExitStack() as stack:
-        completer, annotate, is_judged = policy.completer, None, arm == "rl"
-        if arm == "on_policy":
-            pool = TeacherPool({"teacher": teacher}, {lesson.train.name: "teacher"}, ENGINE)
-            annotate = (await stack.enter_async_context(pool)).annotate
-        elif arm == "off_policy":
-            worker = await stack.enter_async_context(Worker(Engine(teacher, ENGINE)))
-            completer = EngineCompleter(worker)
-        # Whoever is not judged by rewards samples single rollouts, as distillation does.
-        sampling = lesson.config(algorithms["rl" if is_judged else "on_policy"], lr)
-        collector = Collector(
-            completer,
-            PromptStream([lesson.train], [1.0]),
-            sampling,
-            lesson.seed,
-            annotate=annotate,
-            needs_rewards=is_judged,
-            asks_judges=is_judged,
-        )
-        begin, wall = time.process_time(), time.perf_counter()
-        while time.process_time() - begin < lesson.options.seconds:
-            collected = await collector.collect(0 if arm == "off_policy" else policy.updates)
-            tokens += sum(rollout.sampled_tokens for rollout in collected.rollouts)
-            batches += 1
-            samples = collected.samples
-            if arm == "off_policy":
-                samples = [
-                    dataclasses.replace(s, advantages=s.loss_mask.astype(float)) for s in samples
-                ]
-            if arm == "off_policy" or collected.has_signal:
-                await policy.learn(samples)
-        cpu_seconds, wall = time.process_time() - begin, time.perf_counter() - wall
-        rate, error = await policy.examine()
+    policy = Policy(student, algorithms[arm], lesson, lr)
+    completer, annotate, is_judged = policy.completer, None, arm == "rl"
+    if arm == "on_policy":
+        pool = TeacherPool({"teacher": teacher}, {lesson.train.name: "teacher"}, ENGINE)
+        annotate = pool.annotate
+    elif arm == "off_policy":
+        completer = EngineCompleter(Engine(teacher, ENGINE))
+    # Whoever is not judged by rewards samples single rollouts, as distillation does.
+    sampling = lesson.config(algorithms["rl" if is_judged else "on_policy"], lr)
+    collector = Collector(
+        completer,
+        PromptStream([lesson.train], [1.0]),
+        sampling,
+        lesson.seed,
+        annotate=annotate,
+        needs_rewards=is_judged,
+        asks_judges=is_judged,
+    )
+    begin, wall = time.process_time(), time.perf_counter()
+    while time.process_time() - begin < lesson.options.seconds:
+        collected = await collector.collect(0 if arm == "off_policy" else policy.updates)
+        tokens += sum(rollout.sampled_tokens for rollout in collected.rollouts)
+        batches += 1
+        samples = collected.samples
+        if arm == "off_policy":
+            samples = [
+                dataclasses.replace(s, advantages=s.loss_mask.astype(float)) for s in samples
+            ]
+        if arm == "off_policy" or collected.has_signal:
+            await policy.learn(samples)
+    cpu_seconds, wall = time.process_time() - begin, time.perf_counter() - wall
+    rate, error = await policy.examine()
     return {
         "pass_rate": round(rate, 4),
         "pass_error": round(error, 4),

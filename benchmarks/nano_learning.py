@@ -33,7 +33,6 @@ from fivefold.rl.loop_config import RlConfig
 from fivefold.rl.reinforce import open_supply
 from fivefold.rl.rollout import EngineCompleter
 from fivefold.serve.engine import Engine
-from fivefold.serve.worker import Worker
 from fivefold.stage import ProgressTask, Stage, StageContext
 from fivefold.text.tokenizer import load_tokenizer
 from fivefold.verify.verifier import Verifier
@@ -121,11 +120,10 @@ def examine(checkpoint: Path, temperature: float) -> dict[str, list[float]]:
     tokenizer = load_tokenizer(checkpoint)
 
     async def run() -> dict[str, float]:
-        async with Worker(Engine(model, config.engine)) as worker:
-            with Verifier(config.verifier) as verifier:
-                supply = open_supply(config.sources, config, tokenizer, verifier)
-                examiner = Examiner(EngineCompleter(worker), supply.heldout, config, 0)
-                return (await examiner.examine()).metrics
+        completer = EngineCompleter(Engine(model, config.engine))
+        with Verifier(config.verifier) as verifier:
+            supply = open_supply(config.sources, config, tokenizer, verifier)
+            return (await Examiner(completer, supply.heldout, config, 0).examine()).metrics
 
     metrics = asyncio.run(run())
     return {

@@ -49,7 +49,6 @@ from fivefold.rl.prompt import Judgement, Prompt, PromptStream
 from fivefold.rl.rollout import EngineCompleter
 from fivefold.serve.config import EngineConfig
 from fivefold.serve.engine import Engine
-from fivefold.serve.worker import Worker
 from fivefold.stage import ProgressTask, StageContext
 from fivefold.train.compute import ComputeModel
 from fivefold.train.pretrain import freeze_indexers
@@ -215,20 +214,15 @@ def open_ours(words: Tokenizer, folder: Path, dtype: Dtype) -> Iterator[Ours]:
     context = StageContext(0, "cpu", torch.get_num_threads(), metrics, _no_track)
     progress = Progress()
     with asyncio.Runner() as runner:
-        worker = Worker(Engine(compute.model, config.engine))
-        completer = EngineCompleter(worker)
+        completer = EngineCompleter(Engine(compute.model, config.engine))
         collector = Collector(completer, PromptStream([_Source(words)], [1.0]), config, 0)
         examiner = Examiner(completer, [], config, 0)
         players = Players(
             learner, completer, collector, examiner, lambda ids: words.decode(list(ids))
         )
-        try:
-            yield Ours(
-                model,
-                lambda: runner.run(take_batch(players, config, context, folder, progress)),
-            )
-        finally:
-            worker.close()
+        yield Ours(
+            model, lambda: runner.run(take_batch(players, config, context, folder, progress))
+        )
 
 
 class Peer:

@@ -53,7 +53,7 @@ def distil(
         pairs = zip(supply.sources, config.sources, strict=True)
         teacher_of = {source.name: chosen.teacher for source, chosen in pairs}
         pool = TeacherPool(teachers, teacher_of, config.engine)
-        teaching = Teaching(pool.annotate, measure_gap, pool, config.scores_rewards)
+        teaching = Teaching(pool.annotate, measure_gap, config.scores_rewards)
         train_policy(model, supply, config, context, out, teaching)
         logger.info("verdicts: %s", dict(verifier.counts))
     write_policy(model, tokenizer, out)

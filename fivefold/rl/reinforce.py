@@ -8,7 +8,6 @@ version and no copy.
 import asyncio
 import logging
 from collections.abc import Callable, Container, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,7 +28,6 @@ from fivefold.rl.prompt import Prompt, PromptSource, PromptStream
 from fivefold.rl.rollout import EngineCompleter
 from fivefold.rl.task_prompt import FAR_AHEAD, TaskPrompts
 from fivefold.serve.engine import Engine
-from fivefold.serve.worker import Worker
 from fivefold.stage import StageContext
 from fivefold.text.tokenizer import Tokenizer
 from fivefold.train.compute import ComputeModel
@@ -58,8 +56,6 @@ class Teaching:
 
     annotate: Annotate | None = None
     measure: Callable[[Collected], dict[str, float]] = lambda _: {}
-    resources: AbstractAsyncContextManager | None = None
-    """Entered while the loop runs."""
     asks_judges: bool = True
     """Are rollouts judged by rewards too, be it for the record alone?"""
 
@@ -192,30 +188,26 @@ async def _run(
     # Only experts that the engine has computed itself can be replayed.
     shares = config.engine.shares_prefixes and not config.sampling.replays_routing
     settings = config.engine.model_copy(update={"shares_prefixes": shares})
-    async with Worker(Engine(learner.compute.model, settings)) as worker:
-        completer = EngineCompleter(worker)
-        needs_rewards = config.algorithm.advantage is not None
-        collector = Collector(
-            completer,
-            PromptStream(supply.sources, supply.weights),
-            config,
-            context.seed,
-            annotate=teaching.annotate,
-            needs_rewards=needs_rewards,
-            asks_judges=needs_rewards or teaching.asks_judges,
-        )
-        players = Players(
-            learner,
-            completer,
-            collector,
-            Examiner(completer, supply.heldout, config, context.seed),
-            supply.decode,
-            teaching.measure,
-        )
-        if teaching.resources is None:
-            return await run_loop(players, config, context, out, progress)
-        async with teaching.resources:
-            return await run_loop(players, config, context, out, progress)
+    completer = EngineCompleter(Engine(learner.compute.model, settings))
+    needs_rewards = config.algorithm.advantage is not None
+    collector = Collector(
+        completer,
+        PromptStream(supply.sources, supply.weights),
+        config,
+        context.seed,
+        annotate=teaching.annotate,
+        needs_rewards=needs_rewards,
+        asks_judges=needs_rewards or teaching.asks_judges,
+    )
+    players = Players(
+        learner,
+        completer,
+        collector,
+        Examiner(completer, supply.heldout, config, context.seed),
+        supply.decode,
+        teaching.measure,
+    )
+    return await run_loop(players, config, context, out, progress)
 
 
 def write_policy(model: Transformer, tokenizer: Tokenizer, out: Path) -> None:

@@ -2,11 +2,10 @@
 
 Every draw of a rollout comes from a seed that its group and number decide, so that neither other
 requests nor a restart change it. Surprise: that makes the draws equal, not yet the bits of the
-log-probabilities, which depend on who shares a forward. Therefore a batch is handed to a paused
-engine as a whole, and always in the same order.
+log-probabilities, which depend on who shares a forward. Therefore a batch is handed to the engine
+as a whole before its first step, and always in the same order.
 """
 
-import asyncio
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,8 +16,9 @@ import numpy as np
 from fivefold.errors import FivefoldError, MismatchError
 from fivefold.rl.prompt import Judgement, Prompt
 from fivefold.rl.sample import NOT_SAMPLED, Sample
+from fivefold.serve.engine import Engine
 from fivefold.serve.request import SamplingParams
-from fivefold.serve.worker import Completion, Worker
+from fivefold.serve.worker import Completion, completion_of
 
 
 class EngineFailedError(FivefoldError, RuntimeError):
@@ -49,55 +49,54 @@ class Completer(Protocol):
 
 
 class EngineCompleter:
-    """An engine in this process, which shares the trainer's weights."""
+    """An engine that shares the trainer's weights and its thread.
 
-    def __init__(self, worker: Worker) -> None:
-        """Talk to a worker that runs."""
-        self._worker = worker
+    Trainer and engine take turns. On a thread of its own the engine would bring a second team of
+    OpenMP threads, and each team's waiting slows the other: 2.5 against 1.7 steps a second on two
+    cores (`benchmarks/rl_step.py`).
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        """Drive an engine that nobody else drives."""
+        self._engine = engine
 
     async def complete(self, asks: Sequence[Ask]) -> list[Completion]:
         """Answer all, as many at a time as the engine's queue holds.
 
         Raises:
-            EngineFailedError: the engine gave requests up.
+            EngineFailedError: the engine cannot go on.
         """
-        size = await self._worker.call(lambda engine: engine.config.most_waiting)
+        size = self._engine.config.most_waiting
         completions: list[Completion] = []
         for begin in range(0, len(asks), size):
-            completions += await self._complete(asks[begin : begin + size])
+            completions += self._complete(asks[begin : begin + size])
         return completions
 
-    async def _complete(self, asks: Sequence[Ask]) -> list[Completion]:
-        """Answer all; nothing starts before the last request stands in the queue."""
-        await self._worker.call(lambda engine: engine.pause("in_place"))
+    def _complete(self, asks: Sequence[Ask]) -> list[Completion]:
         # What an earlier batch left in the prefix tree must not decide what this one computes.
-        await self._worker.call(lambda engine: engine.flush_cache())
-        tasks = [asyncio.ensure_future(self._worker.generate(*ask)) for ask in asks]
-        await asyncio.sleep(0)  # each task has posted its request now
-        await self._worker.call(lambda engine: engine.proceed())
+        self._engine.flush_cache()
+        requests = [self._engine.add(ask.ids, ask.params) for ask in asks]
         try:
-            completions = await asyncio.gather(*tasks)
-        except BaseException:
-            for task in tasks:
-                task.cancel()
-            raise
-        aborted = sum(completion.finish == "abort" for completion in completions)
-        if aborted:  # nobody here aborts: the engine's thread has died of an error
+            self._engine.run_until_idle()
+        except BaseException as error:
+            self._engine.abort()
+            if not isinstance(error, RuntimeError | ValueError | ArithmeticError):
+                raise
             raise EngineFailedError(
                 expected="an engine that answers every request",
-                found=f"{aborted} of {len(asks)} requests given up",
-                fix="Look at the engine's traceback above; weights that are not finite, or a full "
-                "memory, are the usual causes",
-            )
-        return completions
+                found=f"{type(error).__name__}: {error}",
+                fix="Look at the error above; weights that are not finite, or a full memory, are "
+                "the usual causes",
+            ) from error
+        return [completion_of(request) for request in requests]
 
     async def push(self, version: int) -> None:
         """Tell the engine that the shared weights have changed."""
-        await self._worker.call(lambda engine: engine.update_weights(None, version))
+        self._engine.update_weights(None, version)
 
     async def version(self) -> int:
         """Return the engine's version."""
-        return await self._worker.call(lambda engine: engine.version)
+        return self._engine.version
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,7 +9,6 @@ those that the tokens were drawn from, so that its mean estimates KL(student || 
 """
 
 from collections.abc import Mapping, Sequence
-from contextlib import AsyncExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,7 +25,6 @@ from fivefold.rl.rollout import Ask, EngineCompleter, Rollout
 from fivefold.serve.config import EngineConfig
 from fivefold.serve.engine import Engine
 from fivefold.serve.request import SamplingParams
-from fivefold.serve.worker import Worker
 from fivefold.text.tokenizer import Tokenizer, load_tokenizer
 
 SCORING = SamplingParams(max_new_tokens=0, prompt_logprobs_begin=0)
@@ -34,7 +32,7 @@ SCORING = SamplingParams(max_new_tokens=0, prompt_logprobs_begin=0)
 
 
 class TeacherPool:
-    """Teachers by name, and which of them judges each source; an async context manager."""
+    """Teachers by name, and which of them judges each source."""
 
     def __init__(
         self,
@@ -42,19 +40,11 @@ class TeacherPool:
         teacher_of: Mapping[str, str],
         engine: EngineConfig,
     ) -> None:
-        """Serve nothing yet; `teacher_of` names the teacher of each source."""
-        self._teachers, self._teacher_of, self._config = dict(teachers), dict(teacher_of), engine
-        self._completers: dict[str, EngineCompleter] = {}
-        self._stack = AsyncExitStack()
-
-    async def __aenter__(self) -> "TeacherPool":
-        for name, model in self._teachers.items():
-            worker = await self._stack.enter_async_context(Worker(Engine(model, self._config)))
-            self._completers[name] = EngineCompleter(worker)
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self._stack.aclose()
+        """Serve each teacher; `teacher_of` names the teacher of each source."""
+        self._teacher_of = dict(teacher_of)
+        self._completers = {
+            name: EngineCompleter(Engine(model, engine)) for name, model in teachers.items()
+        }
 
     async def annotate(self, rollouts: Sequence[Rollout]) -> list[Rollout]:
         """Return the rollouts with their teachers' log-probabilities."""

@@ -44,7 +44,7 @@ def both(heldout: int = 0) -> Supply:
 def pool_of(teachers: dict[str, Transformer], **fields: object) -> Teaching:
     engine = ENGINE.model_copy(update=fields)
     pool = TeacherPool(teachers, {"a": "a", "b": "b"}, engine)
-    return Teaching(pool.annotate, measure_gap, pool)
+    return Teaching(pool.annotate, measure_gap)
 
 
 def distil_config(batches: int, **fields: object) -> LoopConfig:
@@ -139,11 +139,7 @@ def test_each_source_is_scored_by_its_own_teacher() -> None:
         rollout_of("b", [3, 2, 5]),
     ]
 
-    async def annotate() -> list[Rollout]:
-        async with pool:
-            return await pool.annotate(rollouts)
-
-    found = asyncio.run(annotate())
+    found = asyncio.run(pool.annotate(rollouts))
     for before, after in zip(rollouts, found, strict=True):
         model = models[before.source]
         ids = torch.from_numpy(before.ids)[None]

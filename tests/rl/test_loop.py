@@ -222,7 +222,6 @@ def test_gradients_that_overflow_are_left_out_and_then_stop_the_run(tmp_path: Pa
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_weights_that_are_not_finite_end_the_run_with_an_error(tmp_path: Path) -> None:
     model = toy_model()
     with torch.no_grad():
