@@ -48,7 +48,11 @@ def _saved_bytes(config: ModelConfig, layer: int, dtype) -> float:
 @pytest.mark.parametrize("name", ["nano", "mini"])
 @pytest.mark.parametrize("layer", [0, 1], ids=["dense", "experts"])
 @pytest.mark.parametrize("size", [2, 4], ids=["bf16", "fp32"])
-def test_layer_activation_bytes_equal_what_autograd_saves(name: str, layer: int, size: int) -> None:
+def test_layer_activation_bytes_equal_what_autograd_saves(
+    name: str, layer: int, size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The padding of each expert's rows does not grow with tokens.
+    monkeypatch.setattr("fivefold.ops.experts.common_rows", lambda rows: rows)
     config = preset(name, num_hidden_layers=2, num_nextn_predict_layers=0)
     measured = _saved_bytes(config, layer, torch.bfloat16 if size == 2 else torch.float32)
     counted = layer_activation_bytes(config, layer, Precision(activation_bytes=size))
