@@ -53,7 +53,7 @@ def post_training() -> list[Stage]:
         ),
         RlStage(
             "rl_b",
-            _rl(SKILL_B, SKILL_A, lr=1.5e-3, batches=80),
+            _rl(SKILL_B, SKILL_A, lr=1.5e-3, batches=50),
             needs={"start": "rl_a", **_TOKENIZER},
         ),
         DistillStage(
@@ -76,7 +76,7 @@ def _heldout(skill: SkillName) -> ProceduralConfig:
 def _tasks() -> TasksConfig:
     return TasksConfig(
         sources={
-            SKILL_A: SolvedConfig(task=_problems(SKILL_A), problems=3_000),
+            SKILL_A: SolvedConfig(task=_problems(SKILL_A), problems=2_400),
             SKILL_B: SolvedConfig(task=_problems(SKILL_B), problems=1_800),
         }
     )
