@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from fivefold.ops.product import product
+from fivefold.ops.product import common_rows, product
 
 IGNORED = -100
 """Label of a row without a target, PyTorch's own convention."""
@@ -148,24 +148,28 @@ def _sweep(
     # Chunks add up in fp32: a bf16 sum would lose a bit with every doubling of their number.
     d_weight_WD = torch.zeros_like(weight_WD, dtype=exact) if wants_gradients[1] else None
     for rows in kept.split(chunk_tokens):
-        hidden_CD, labels_C1 = hidden_TD[rows], labels_T[rows, None]
-        logits_CW = product(hidden_CD, weight_WD.T).to(exact)
+        labels_C1 = labels_T[rows, None]
+        # Rows of zeros behind a short chunk: few numbers of rows reach the products.
+        hidden_PD = F.pad(hidden_TD[rows], (0, 0, 0, common_rows(len(rows)) - len(rows)))
+        logits_PW = product(hidden_PD, weight_WD.T).to(exact)
+        logits_CW = logits_PW[: len(rows)]
         logprobs_C1, total_C1 = _exponentiate(logits_CW, labels_C1)
         logprobs_T[rows] = logprobs_C1.squeeze(1)
         if not any(wants_gradients):
+            # Two chunks' logits never exist at the same time, here and below.
+            del logits_PW, logits_CW
             continue
         weights_C1 = torch.ones_like(total_C1)
         if token_weights_T is not None:
             weights_C1.copy_(token_weights_T[rows, None])
         # d loss / d logits = token weight x (softmax - one-hot label).
         logits_CW.mul_(weights_C1 / total_C1).scatter_add_(1, labels_C1, -weights_C1)
-        d_logits_CW = logits_CW.to(hidden_TD.dtype)
+        d_logits_PW = logits_PW.to(hidden_TD.dtype)
         if d_hidden_TD is not None:
-            d_hidden_TD[rows] = product(d_logits_CW, weight_WD)
+            d_hidden_TD[rows] = product(d_logits_PW, weight_WD)[: len(rows)]
         if d_weight_WD is not None:
-            d_weight_WD.add_(product(d_logits_CW.T, hidden_CD))
-        # Two chunks' logits never exist at the same time.
-        del logits_CW, d_logits_CW
+            d_weight_WD.add_(product(d_logits_PW.T, hidden_PD))
+        del logits_PW, logits_CW, d_logits_PW
     weighted_T = logprobs_T if token_weights_T is None else logprobs_T * token_weights_T
     total = -weighted_T[kept].sum(dtype=exact)
     if d_weight_WD is not None:

@@ -46,11 +46,13 @@ class Pairs(NamedTuple):
     """The token-expert pairs, grouped by expert and in token order within one, padding after."""
 
     token_P: Tensor
-    """Token of each place; 0 for padding, which has the weight 0."""
+    """Token of each place; 0 for padding."""
     place_TA: Tensor
     """Place of each pair."""
     parts: list[tuple[int, slice]]
     """Each expert that has pairs, and its places."""
+    padding: list[slice]
+    """Places of no pair: their rows are zeros and weigh nothing."""
 
 
 def sort_pairs(chosen_TA: Tensor, experts: int) -> Pairs:
@@ -59,17 +61,20 @@ def sort_pairs(chosen_TA: Tensor, experts: int) -> Pairs:
     if tokens == 1:
         place_TA = torch.arange(chosen, device=chosen_TA.device)[None]
         parts = [(expert, slice(i, i + 1)) for i, expert in enumerate(chosen_TA[0].tolist())]
-        return Pairs(torch.zeros_like(place_TA[0]), place_TA, parts)
+        return Pairs(torch.zeros_like(place_TA[0]), place_TA, parts, [])
     flat = chosen_TA.flatten()
     order = torch.argsort(flat, stable=True)
     counts = torch.bincount(flat, minlength=experts).tolist()
-    parts, shift, begin, sorted_pairs = [], [], 0, 0
+    parts, padding, shift, begin, sorted_pairs = [], [], [], 0, 0
     for expert, count in enumerate(counts):
         shift.append(begin - sorted_pairs)
         sorted_pairs += count
         if count:
-            parts.append((expert, slice(begin, begin + common_rows(count))))
-            begin += common_rows(count)
+            end = begin + common_rows(count)
+            parts.append((expert, slice(begin, end)))
+            if begin + count < end:
+                padding.append(slice(begin + count, end))
+            begin = end
     sorted_place = torch.arange(len(flat), device=flat.device)
     if begin > sorted_pairs:
         sorted_place += torch.tensor(shift, device=flat.device)[flat[order]]
@@ -77,7 +82,7 @@ def sort_pairs(chosen_TA: Tensor, experts: int) -> Pairs:
     place[order] = sorted_place
     token_P = order.new_zeros(begin)
     token_P[sorted_place] = order // chosen
-    return Pairs(token_P, place.view_as(chosen_TA), parts)
+    return Pairs(token_P, place.view_as(chosen_TA), parts, padding)
 
 
 def _run(
@@ -87,6 +92,8 @@ def _run(
     pairs = sort_pairs(chosen_TA, gate_up_EFD.shape[0])
     width = down_EDF.shape[-1]
     x_PD = x_TD.index_select(0, pairs.token_P)
+    for part in pairs.padding:
+        x_PD[part].zero_()
     hidden_PF = _grouped(x_PD, gate_up_EFD.mT, pairs.parts)
     weight_P = weight_TA.new_zeros(len(x_PD))
     weight_P[pairs.place_TA.flatten()] = weight_TA.flatten()

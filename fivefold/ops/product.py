@@ -23,12 +23,13 @@ _WORTHWHILE = 1 << 21
 _WORTHWHILE_PACKED = 1 << 18
 """The same where the weight is laid out beforehand."""
 
-_STEP = 32
-"""Rows are padded to a multiple of it: oneDNN compiles and keeps a kernel for each number of rows
-that it meets, which takes longer than the product and grows the process."""
+_FEW_ROWS = 32
+"""Numbers of rows above it are rounded up, to a sixteenth of the power of two below or to this:
+oneDNN compiles and keeps a kernel and its buffers for each number that it meets, which takes longer
+than the product and grows the process."""
 
-_HAS_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(
-    torch.ops.mkldnn, "_linear_pointwise"
+_HAS_ONEDNN = torch.backends.mkldnn.is_available() and all(
+    hasattr(torch.ops.mkldnn, name) for name in ("_linear_pointwise", "_reorder_linear_weight")
 )
 
 
@@ -42,17 +43,16 @@ def linear(x: Tensor, weight_YX: Tensor, bias_Y: Tensor | None = None) -> Tensor
     tensors = (x, weight_YX) if bias_Y is None else (x, weight_YX, bias_Y)
     if has_torch_function(tensors):
         return handle_torch_function(linear, tensors, x, weight_YX, bias_Y)
-    rows, multiplications = x.shape[:-1].numel(), x.numel() * len(weight_YX)
-    if _goes_to_onednn(x, multiplications, torch.bfloat16):
-        # By itself; but the numbers of rows are its caller's.
-        out_MY = F.linear(_padded(x.reshape(-1, x.shape[-1])), weight_YX, bias_Y)
-        return out_MY[:rows].view(*x.shape[:-1], -1)
-    if not _goes_to_onednn(x, multiplications):
+    if not _goes_to_onednn(x, weight_YX, x.numel() * len(weight_YX)):
         return F.linear(x, weight_YX, bias_Y)
-    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
-        return _Linear.apply(x, weight_YX, bias_Y)
     x_MX = _padded(x.reshape(-1, x.shape[-1]))
-    return _multiply(x_MX, weight_YX, bias_Y)[:rows].view(*x.shape[:-1], -1)
+    if x.dtype == torch.bfloat16:  # torch gives it to oneDNN itself
+        out_MY = F.linear(x_MX, weight_YX, bias_Y)
+    elif torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
+        out_MY = _Linear.apply(x_MX, weight_YX, bias_Y)
+    else:
+        out_MY = _multiply(x_MX, weight_YX, bias_Y)
+    return out_MY[: x.shape[:-1].numel()].view(*x.shape[:-1], -1)
 
 
 def product(left_MK: Tensor, right_KN: Tensor) -> Tensor:
@@ -62,7 +62,8 @@ def product(left_MK: Tensor, right_KN: Tensor) -> Tensor:
         return handle_torch_function(product, tensors, left_MK, right_KN)
     rows, inner = left_MK.shape
     columns = right_KN.shape[1]
-    if not _goes_to_onednn(left_MK, rows * inner * columns):
+    is_bf16 = left_MK.dtype == torch.bfloat16
+    if is_bf16 or not _goes_to_onednn(left_MK, right_KN, rows * inner * columns):
         return left_MK @ right_KN
     # A transposed left factor is read faster as the right one, if it is the longer of the two.
     if rows > columns and left_MK.stride(0) == 1:
@@ -90,13 +91,16 @@ class Packed:
         plain_YX, packed = self._weight_YX, self._packed
         if packed is None or (plain_YX is not None and len(x_MX) < self._least_rows):
             assert plain_YX is not None, "a weight that is not packed is plain"
-            return F.linear(x_MX, plain_YX, bias_Y)
+            return linear(x_MX, plain_YX, bias_Y)
         return _multiply(_padded(x_MX), packed, bias_Y)[: len(x_MX)]
 
 
 def common_rows(rows: int) -> int:
     """Return the number to which so many rows are padded, so that few numbers occur."""
-    return rows if rows <= _STEP else -(-rows // _STEP) * _STEP
+    if rows <= _FEW_ROWS:
+        return rows
+    step = max(_FEW_ROWS, 1 << (rows.bit_length() - 5))
+    return -(-rows // step) * step
 
 
 def _padded(x_MX: Tensor) -> Tensor:
@@ -104,9 +108,10 @@ def _padded(x_MX: Tensor) -> Tensor:
     return F.pad(x_MX, (0, 0, 0, extra)) if extra else x_MX
 
 
-def _goes_to_onednn(x: Tensor, multiplications: int, dtype: torch.dtype = torch.float32) -> bool:
-    is_worthwhile = _HAS_ONEDNN and multiplications >= _WORTHWHILE
-    return is_worthwhile and x.dtype == dtype and x.is_cpu
+def _goes_to_onednn(x: Tensor, other: Tensor, multiplications: int) -> bool:
+    is_possible = _HAS_ONEDNN and x.is_cpu and x.dtype == other.dtype
+    is_worthwhile = multiplications >= _WORTHWHILE and torch.backends.mkldnn.enabled
+    return is_possible and is_worthwhile and x.dtype in (torch.float32, torch.bfloat16)
 
 
 def _multiply(x: Tensor, weight_YX: Tensor, bias_Y: Tensor | None = None) -> Tensor:
@@ -115,12 +120,9 @@ def _multiply(x: Tensor, weight_YX: Tensor, bias_Y: Tensor | None = None) -> Ten
 
 class _Linear(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight_YX: Tensor, bias_Y: Tensor | None) -> Tensor:
-        x_MX = _padded(x.reshape(-1, x.shape[-1]))
+    def forward(ctx: Any, x_MX: Tensor, weight_YX: Tensor, bias_Y: Tensor | None) -> Tensor:
         ctx.save_for_backward(x_MX, weight_YX)
-        ctx.shape = x.shape
-        out_MY = _multiply(x_MX, weight_YX, bias_Y)
-        return out_MY[: ctx.shape[:-1].numel()].view(*ctx.shape[:-1], -1)
+        return _multiply(x_MX, weight_YX, bias_Y)
 
     @staticmethod
     @once_differentiable
@@ -128,10 +130,8 @@ class _Linear(torch.autograd.Function):
         ctx: Any, *grads: Tensor
     ) -> tuple[Tensor | None, ...]:
         x_MX, weight_YX = ctx.saved_tensors
-        grad_MY = _padded(grads[0].reshape(-1, len(weight_YX)))
+        (grad_MY,) = grads
         wants_x, wants_weight, wants_bias = ctx.needs_input_grad
-        grad_x = None
-        if wants_x:
-            grad_x = product(grad_MY, weight_YX)[: ctx.shape[:-1].numel()].view(ctx.shape)
+        grad_x = product(grad_MY, weight_YX) if wants_x else None
         grad_weight = product(grad_MY.T, x_MX) if wants_weight else None
         return grad_x, grad_weight, grad_MY.sum(0) if wants_bias else None

@@ -12,6 +12,7 @@ Surprise: two settings come from the task. Solutions without thinking ask for pr
 the longest response allowed is twice the longest known solution.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -84,7 +85,7 @@ def rl_stages(
     thinks = thinking == "on" or (thinking == "auto" and (has_thoughts or not knows_all))
     limit = read_config(checkpoint).max_position_embeddings
     sizes = _measure(seen, tokenizer, limit, thinks=thinks)
-    looked_at = OwnTaskConfig(task=task.config, content_hash=_hash_file(task.file))
+    looked_at = OwnTaskConfig(task=task.config, content_hash=_hash_files(task))
     source = _source(task, opened, looked_at, run)
     stages: list[Stage] = [StartStage("start", start), OwnTaskStage("task", looked_at)]
     if sft:
@@ -155,8 +156,16 @@ def _thinks(problems: list[Problem]) -> bool:
     return any(p.solution and p.solution.reasoning_content for p in problems)
 
 
-def _hash_file(path: Path | None) -> str:
-    return "" if path is None else xxhash.xxh3_128(path.read_bytes()).hexdigest()[:16]
+def _hash_files(task: OwnTask) -> str:
+    """Hash the task's file and that of its reward function; empty where there is neither."""
+    judge = getattr(task.config, "verifier", None)
+    target = str(judge.get("target", "")) if isinstance(judge, Mapping) else ""
+    rewards = Path(target.rpartition(":")[0])
+    files = [path for path in (task.file, rewards) if path is not None and path.is_file()]
+    content = xxhash.xxh3_128()
+    for path in dict.fromkeys(files):
+        content.update(path.read_bytes())
+    return content.hexdigest()[:16] if files else ""
 
 
 def _source(task: OwnTask, opened: Task, looked_at: OwnTaskConfig, run: Path) -> SourceConfig:

@@ -116,7 +116,7 @@ def _span_stages(run: RunRecord, examined: Sequence[Examined]) -> list[Span]:
         ends = [max(one.steps) for one in examined if one.stage == stage.name]
         if not ends:
             continue
-        length = max(*ends, 1.0) if len(ends) > 1 else max(ends[0], 1.0)
+        length = max(*ends, 1.0)
         note = f"from {stage.start}" if stage.start and stage.start != previous else ""
         spans.append(Span(stage.name, begin, begin + length, note))
         begin, previous = begin + length, stage.name

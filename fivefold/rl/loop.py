@@ -6,8 +6,8 @@ without signal is left out, counted, and after too many in a row an error. Which
 which version samples and how many updates there were is all in `Progress`; draws come from seeds by
 counter, so that a run that was killed at any moment goes on bit for bit.
 
-Surprise: one event loop carries both halves. Sampling awaits the engine's thread and the judges;
-training blocks it, and nothing else would want to run meanwhile: overlap is the asynchronous loop.
+Surprise: one event loop carries both halves, and only judges are awaited. Sampling and training
+block it; nothing else would want to run meanwhile: overlap is the asynchronous loop.
 """
 
 import logging

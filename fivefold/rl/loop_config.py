@@ -82,9 +82,9 @@ class UpdateConfig(Config):
     updates_per_batch: int = pydantic.Field(default=1, gt=0)
     """Optimizer steps on a batch, each on its own groups; 1 is entirely on-policy (GLM-5)."""
     row_tokens: int = pydantic.Field(default=1024, gt=0)
-    """Places of a packed row; a prompt with its response must fit."""
+    """Most places of a packed row; a prompt with its response must fit."""
     microbatch_rows: int = pydantic.Field(default=8, gt=0)
-    """Rows of one forward and backward."""
+    """Rows of that width whose places one forward and backward holds; narrower ones are more."""
     lr: float = pydantic.Field(default=1e-3, gt=0)
     """Learning rate after the warm-up; constant."""
     warmup_updates: int = pydantic.Field(default=0, ge=0)

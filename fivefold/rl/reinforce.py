@@ -1,8 +1,8 @@
 """The stage `rl`, and what it shares with `distill`: from directories to players, and back.
 
 Indexers are frozen (GLM-5 report, section 3.2), and so is the MTP layer, which no policy gradient
-reaches. The engine serves the weights that the trainer computes with, in place: a push is a new
-version and no copy.
+reaches. The engine serves the weights that the trainer computes with: a push is a new version
+and derived weights made anew.
 """
 
 import asyncio
@@ -15,6 +15,7 @@ import torch
 
 from fivefold.envs.config import ProceduralConfig, TaskConfig
 from fivefold.envs.open_task import open_task
+from fivefold.envs.task import Task
 from fivefold.errors import ConfigError
 from fivefold.models.convert import write_checkpoint
 from fivefold.models.transformer import Transformer
@@ -107,13 +108,17 @@ def open_supply(
         opened.append(TaskPrompts(task, tokenizer, verifier, name=name, thinks=thinks))
         if config.evaluation.prompts:
             held, begin = _heldout(source, task.size)
-            prompts = TaskPrompts(
-                open_task(held), tokenizer, verifier, name=name, thinks=thinks, begin=begin
-            )
-            heldout += [prompts.prompt(index) for index in range(config.evaluation.prompts)]
+            exam = open_task(held)
+            prompts = TaskPrompts(exam, tokenizer, verifier, name=name, thinks=thinks, begin=begin)
+            heldout += [prompts.prompt(index) for index in range(_exam_size(config, exam))]
     if config.evaluation.prompts:
         heldout += _also_examined(config, tokenizer, verifier, seen)
     return Supply(opened, [source.weight for source in sources], heldout, tokenizer.decode)
+
+
+def _exam_size(config: LoopConfig, task: Task) -> int:
+    """Return how many problems to ask: none twice, for copies say nothing new."""
+    return min(config.evaluation.prompts, task.size or config.evaluation.prompts)
 
 
 def _also_examined(
@@ -135,7 +140,7 @@ def _also_examined(
             )
         names.add(task.name)
         source = TaskPrompts(task, tokenizer, verifier, thinks=config.sampling.thinks)
-        prompts += [source.prompt(index) for index in range(config.evaluation.prompts)]
+        prompts += [source.prompt(index) for index in range(_exam_size(config, task))]
     return prompts
 
 

@@ -6,6 +6,7 @@ log-probabilities, which depend on who shares a forward. Therefore a batch is ha
 as a whole before its first step, and always in the same order.
 """
 
+import asyncio
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -52,8 +53,7 @@ class EngineCompleter:
     """An engine that shares the trainer's weights and its thread.
 
     Trainer and engine take turns. On a thread of its own the engine would bring a second team of
-    OpenMP threads, and each team's waiting slows the other: 2.5 against 1.7 steps a second on two
-    cores (`benchmarks/rl_step.py`).
+    OpenMP threads, and each team's waiting would slow the other (`docs/log.md`).
     """
 
     def __init__(self, engine: Engine) -> None:
@@ -69,18 +69,21 @@ class EngineCompleter:
         size = self._engine.config.most_waiting
         completions: list[Completion] = []
         for begin in range(0, len(asks), size):
+            # Here a run can be cancelled: nothing else waits while the engine computes.
+            await asyncio.sleep(0)
             completions += self._complete(asks[begin : begin + size])
         return completions
 
     def _complete(self, asks: Sequence[Ask]) -> list[Completion]:
         # What an earlier batch left in the prefix tree must not decide what this one computes.
         self._engine.flush_cache()
-        requests = [self._engine.add(ask.ids, ask.params) for ask in asks]
         try:
+            requests = [self._engine.add(ask.ids, ask.params) for ask in asks]
             self._engine.run_until_idle()
         except BaseException as error:
             self._engine.abort()
-            if not isinstance(error, RuntimeError | ValueError | ArithmeticError):
+            is_fault = isinstance(error, RuntimeError | ValueError | ArithmeticError)
+            if isinstance(error, FivefoldError) or not is_fault:
                 raise
             raise EngineFailedError(
                 expected="an engine that answers every request",

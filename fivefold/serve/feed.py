@@ -1,9 +1,9 @@
 """The feed-forward of one layer in an engine's step, by the number of its tokens.
 
 One token: a few matrix-vector products, no sorting. A few tokens, and few experts: all of them in
-two large products, where those that a token did not choose count as zero; sixteen experts on eight
-tokens this way cost half of what sorting and two products an expert do. Otherwise the model's own
-dispatch. Shapes: T tokens, E experts, A chosen ones, F hidden units of an expert.
+two large products, where those that a token did not choose count as zero (unless one overflows
+fp32). Otherwise the model's own dispatch. Shapes: T tokens, E experts, A chosen ones, F hidden
+units of an expert.
 """
 
 from typing import NamedTuple
@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from fivefold.models.layer import GatedMlp
 from fivefold.models.moe import MoE
+from fivefold.ops.experts import run_experts
 from fivefold.ops.product import Packed
 
 _FEW_TOKENS = 64
@@ -61,9 +62,10 @@ class FusedFeed:
             return self._dense(x_TD), None
         weight_TA, routing = self._moe.gate(x_TD)
         chosen_TA = routing.chosen_TA
-        if len(x_TD) == 1:
+        is_own = self._moe.dispatch is run_experts
+        if len(x_TD) == 1 and is_own and x_TD.dtype == torch.float32:
             out_TD = self._run_one(x_TD[0], chosen_TA[0].tolist(), weight_TA)
-        elif self._all_experts is not None and len(x_TD) <= _FEW_TOKENS:
+        elif self._all_experts is not None and is_own and len(x_TD) <= _FEW_TOKENS:
             weight_TE = torch.zeros_like(routing.scores_TE).scatter_(1, chosen_TA, weight_TA)
             return self._run_all(self._all_experts, x_TD, weight_TE), chosen_TA
         else:

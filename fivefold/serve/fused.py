@@ -23,13 +23,13 @@ from fivefold.ops.product import Packed
 
 
 class Norm:
-    """A root-mean-square norm in four small operators, where torch's own takes eight."""
+    """A root-mean-square norm in five small operators, where torch's own takes eight."""
 
     def __init__(self, norm: RMSNorm) -> None:
         """Take over gain and epsilon."""
         self._gain_D, self._eps = norm.weight, norm.eps
         self._share = 1 / len(norm.weight)
-        self._eps_11 = torch.full((1, 1), norm.eps, device=norm.weight.device)
+        self._eps_11 = torch.full((1, 1), norm.eps, dtype=torch.float32, device=norm.weight.device)
 
     def __call__(self, x_TD: Tensor) -> Tensor:
         """Normalise the last axis; a wide residual stream enters narrow products here."""

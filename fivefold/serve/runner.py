@@ -2,7 +2,7 @@
 
 `FusedRunner` is the fast path: the layers written out over flat tokens, every product as large as
 it can be, nothing made twice. It computes what `models.transformer` computes, with absorbed
-attention throughout; routers and experts are the model's own modules. `StableRunner`
+attention throughout; routers are the model's own modules. `StableRunner`
 (`stable_runner`) runs the modules themselves, and is slower and independent of the batch.
 
 Shapes: T tokens of the step; see `attend` for the rest.

@@ -1,6 +1,6 @@
 """An engine on a thread of its own, behind an async interface.
 
-Servers and RL loops live in an asyncio loop and must not wait for a forward. Everything that they
+Servers live in an asyncio loop and must not wait for a forward. Everything that they
 want of the engine is a function of it, put into an inbox that the thread empties between two steps:
 requests, aborts, pauses, weights. Answers go back through the caller's own loop. A caller that is
 cancelled (a client that went away) aborts its request, which frees its blocks.

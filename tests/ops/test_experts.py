@@ -186,6 +186,18 @@ def test_padding_lies_behind_each_expert_and_belongs_to_no_pair() -> None:
     assert len(pairs.place_TA.unique()) == 210
 
 
+def test_padding_that_would_overflow_leaves_gradients_finite() -> None:
+    x = torch.ones(34, 64)
+    x[0] = 1e30
+    chosen = torch.tensor([[0], *[[1]] * 33])
+    gate_up = torch.full((2, 128, 64), 0.01)
+    gate_up[1] = 1e10
+    gate_up, down = gate_up.requires_grad_(), torch.full((2, 64, 64), 1e-30, requires_grad=True)
+    out = run_experts(x, chosen, torch.ones(34, 1), gate_up, down)
+    gradients = torch.autograd.grad(out[1:].sum(), (gate_up, down))
+    assert all(gradient[1].isfinite().all() for gradient in gradients)
+
+
 def test_second_derivative_is_refused_instead_of_wrong() -> None:
     chosen = spread()
     x, weight, gate_up, down = inputs(chosen)

@@ -5,7 +5,7 @@ import torch
 from torch.testing import assert_close
 
 from fivefold.ops import product as product_module
-from fivefold.ops.product import Packed, linear, product, reference
+from fivefold.ops.product import Packed, common_rows, linear, product, reference
 
 # One below the size from which oneDNN is called, one above, one far above and not a round number.
 SHAPES = [(3, 40, 24), (64, 256, 160), (333, 257, 131)]
@@ -89,3 +89,17 @@ def test_the_same_shapes_give_the_same_bits() -> None:
     x, weight = _random(333, 257), _random(131, 257, seed=1)
     first = linear(x, weight)
     assert all(torch.equal(first, linear(x.clone(), weight.clone())) for _ in range(5))
+
+
+@pytest.mark.parametrize("rows", [3, 333])
+def test_the_result_may_be_changed_in_place(rows: int) -> None:
+    x, weight = _random(rows, 257).requires_grad_(), _random(131, 257, seed=1)
+    linear(x, weight).mul_(2).sum().backward()
+    assert x.grad is not None
+    assert_close(x.grad, 2 * weight.sum(0).expand(rows, -1), rtol=1e-4, atol=1e-3)
+
+
+def test_few_numbers_of_rows_occur() -> None:
+    padded = {common_rows(rows) for rows in range(33, 4097)}
+    assert len(padded) < 90
+    assert all(rows <= common_rows(rows) < rows + 32 + rows / 16 for rows in range(5000))

@@ -297,3 +297,17 @@ def test_checkpoint_written_anew_starts_the_run_again(tmp_path: Path) -> None:
     assert rl_stages(checkpoint, task, tmp_path / "run")[0].config != first
     with pytest.raises(FivefoldError, match="no such directory"):
         rl_stages(tmp_path / "none", task, tmp_path / "run")
+
+
+def test_a_changed_reward_file_starts_the_run_again(checkpoint: Path, tmp_path: Path) -> None:
+    line = json.dumps({"prompt": "a", "answer": "b"})
+    (tmp_path / "rows.jsonl").write_text(f"{line}\n" * 3)
+
+    def looked_at(reward: str):
+        (tmp_path / "judge.py").write_text(f"def judge(answer, row):\n    return {reward}\n")
+        task = read_task(f"{tmp_path}/rows.jsonl", verifier=f"{tmp_path}/judge.py:judge")
+        stages = rl_stages(checkpoint, task, tmp_path / "run")
+        return next(stage.config for stage in stages if stage.name == "task")
+
+    assert looked_at("1.0") == looked_at("1.0")
+    assert looked_at("1.0") != looked_at("0.5")

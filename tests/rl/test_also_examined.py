@@ -1,8 +1,11 @@
 """Tasks that a policy is examined on without training on them."""
 
+import json
+from pathlib import Path
+
 import pytest
 
-from fivefold.envs.config import ProceduralConfig
+from fivefold.envs.config import FileConfig, ProceduralConfig, TaskConfig
 from fivefold.errors import ConfigError
 from fivefold.rl.loop_config import EvaluationConfig, RlConfig, SourceConfig
 from fivefold.rl.reinforce import Supply, open_supply
@@ -14,7 +17,7 @@ from fivefold.verify.verifier import Verifier
 COPY, SORT = (ProceduralConfig(skill=skill, split="heldout") for skill in ("copy", "sort"))
 
 
-def supply_of(*also: ProceduralConfig, prompts: int = 3) -> Supply:
+def supply_of(*also: TaskConfig, prompts: int = 3) -> Supply:
     config = RlConfig(
         sources=(SourceConfig(task=ProceduralConfig(skill="copy"), heldout=COPY),),
         evaluation=EvaluationConfig(prompts=prompts, also=also),
@@ -38,3 +41,11 @@ def test_nothing_is_asked_where_no_prompts_are_wanted() -> None:
 def test_task_of_a_name_that_is_taken_is_refused(also: tuple[ProceduralConfig, ...]) -> None:
     with pytest.raises(ConfigError, match=r"evaluation\.also"):
         supply_of(*also)
+
+
+def test_no_problem_of_a_short_file_is_asked_twice(tmp_path: Path) -> None:
+    rows = [{"prompt": letter, "answer": "ab", "verifier": "exact"} for letter in "ab"]
+    path = tmp_path / "two.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    supply = supply_of(FileConfig(path=str(path)), prompts=5)
+    assert [prompt.source for prompt in supply.heldout] == ["copy"] * 5 + ["two"] * 2
