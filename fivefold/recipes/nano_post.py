@@ -49,11 +49,11 @@ def post_training() -> list[Stage]:
             "sft", _sft(), needs={"start": "adapt_dsa", "conversations": "tasks", **_TOKENIZER}
         ),
         RlStage(
-            "rl_a", _rl(SKILL_A, SKILL_B, lr=8e-4, batches=90), needs={"start": "sft", **_TOKENIZER}
+            "rl_a", _rl(SKILL_A, SKILL_B, lr=8e-4, batches=60), needs={"start": "sft", **_TOKENIZER}
         ),
         RlStage(
             "rl_b",
-            _rl(SKILL_B, SKILL_A, lr=1.5e-3, batches=50),
+            _rl(SKILL_B, SKILL_A, lr=1.5e-3, batches=60),
             needs={"start": "rl_a", **_TOKENIZER},
         ),
         DistillStage(
@@ -76,7 +76,7 @@ def _heldout(skill: SkillName) -> ProceduralConfig:
 def _tasks() -> TasksConfig:
     return TasksConfig(
         sources={
-            SKILL_A: SolvedConfig(task=_problems(SKILL_A), problems=2_400),
+            SKILL_A: SolvedConfig(task=_problems(SKILL_A), problems=1_300),
             SKILL_B: SolvedConfig(task=_problems(SKILL_B), problems=1_800),
         }
     )
