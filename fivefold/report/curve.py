@@ -37,10 +37,10 @@ _RL_GROUPS = (
     Group(
         "Held-out pass rate",
         "share of answers",
-        r"rl/eval_pass_rate(?P<name>\w*)",
+        r"rl/eval_pass_rate(?P<name>.*)",
         has_error=True,
     ),
-    Group("Held-out reward", "", r"rl/eval_reward_mean(?P<name>\w*)", has_error=True),
+    Group("Held-out reward", "", r"rl/eval_reward_mean(?P<name>.*)", has_error=True),
     Group(
         "Pass rate while training",
         "share of rollouts",
@@ -65,7 +65,7 @@ _RL_GROUPS = (
         first_colour=2,
     ),
     Group("Entropy of sampled tokens", "nats", r"rl/(?P<name>sampled_entropy)_nats", True, 3),
-    Group("Gap to the teachers", "nats a token", r"rl/teacher_kl_nats(?P<name>\w*)", True, 3),
+    Group("Gap to the teachers", "nats a token", r"rl/teacher_kl_nats(?P<name>.*)", True, 3),
     Group(
         "Tokens clipped or masked",
         "share of tokens",

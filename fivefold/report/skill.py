@@ -17,7 +17,7 @@ from fivefold.report.chart import BAND_ERRORS, Chart, Line, Span, draw_chart
 from fivefold.report.markup import element
 from fivefold.report.record import RunRecord, StageRecord
 
-_RATE = re.compile(r"rl/eval_pass_rate_(?P<skill>\w+)")
+_RATE = re.compile(r"rl/eval_pass_rate_(?P<skill>.+)")
 _MOST_TOLD = 3
 """Skills that the verdict speaks of."""
 

@@ -226,3 +226,11 @@ def test_losses_on_answers_do_not_count_as_those_on_text(tmp_path: Path) -> None
     assert record.last_value("validation/bits_per_byte") is None
     page = write_report(run).read_text()
     assert "Held-out answers" in page
+
+
+def test_a_task_named_after_any_file_is_followed(tmp_path: Path) -> None:
+    run = write_stages(tmp_path / "run")
+    metrics = run / "metrics.jsonl"
+    metrics.write_text(metrics.read_text().replace("_sort", "_my-own.task 2"))
+    assert "my-own.task 2 30% before rl_b" in describe_skills(read_run(run))
+    assert write_report(run).read_text().count('class="band"') == 10
