@@ -29,6 +29,7 @@ from fivefold.models.convert import read_checkpoint
 from fivefold.models.initialise import initialise
 from fivefold.models.preset import preset
 from fivefold.models.transformer import Transformer
+from fivefold.serve.apart import apart
 from fivefold.serve.config import EngineConfig
 from fivefold.serve.engine import Engine
 from fivefold.serve.launch import Server, listen
@@ -229,11 +230,11 @@ def multi_turn(options: argparse.Namespace) -> None:
 
 def over_http(options: argparse.Namespace) -> None:
     """Answer 8 requests over HTTP, against the same engine without the wire."""
-    model = load_model(options)
-    prompts = prompts_of(model.config, 8, 64)
+    # As `open_served` does it: nothing but the engine's thread may keep an OpenMP team.
+    engine = apart(lambda: Engine(load_model(options)))
+    prompts = prompts_of(engine.model.config, 8, 64)
     new = options.new
     tokenizer = Tokenizer(train_tokenizer(["x"], TokenizerConfig(vocab_size=420)))
-    engine = Engine(model)
     served = Served(Worker(engine), tokenizer, "mini", "", engine)
     with listen("127.0.0.1", 0) as listener:
         asyncio.run(_http_pairs(options, served, listener, prompts, new))
@@ -252,13 +253,15 @@ async def _http_pairs(
     loop = asyncio.get_running_loop()
     sampling = {"max_new_tokens": new, "temperature": 0, "ignore_eos": True}
 
-    async def ask(client: httpx.AsyncClient, prompt: list[int]) -> None:
+    # One client for all calls: making one reads the certificates of the world, some 30 ms.
+    client = httpx.AsyncClient(base_url=url, timeout=600)
+
+    async def ask(prompt: list[int]) -> None:
         body = {"input_ids": prompt, "sampling_params": sampling, "return_logprob": True}
         (await client.post("/generate", json=body)).raise_for_status()
 
     async def by_http() -> None:
-        async with httpx.AsyncClient(base_url=url, timeout=600) as client:
-            await asyncio.gather(*(ask(client, prompt) for prompt in prompts))
+        await asyncio.gather(*(ask(prompt) for prompt in prompts))
         await served.call(lambda engine: engine.flush_cache())
 
     async def in_process() -> None:
@@ -281,6 +284,7 @@ async def _http_pairs(
             detail={},
         )
     finally:
+        await client.aclose()
         server.should_exit = True
         await serving
 

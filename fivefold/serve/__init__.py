@@ -2,8 +2,8 @@
 
 Reading order: `request` and `batch` (two of the three nouns), `engine` (the third, and the life of
 a request), `scheduler`, `pool`, `prefix_tree`, `execute`, `runner`, `fused`, `attend`, `sampler`,
-`stable_runner` (deterministic mode), `account`, `weights`, `statistics`, `config`, `worker`: the
-core, which knows nothing of training, tokenizers or HTTP. Then the server: `served`, `fault`,
+`stable_runner` (deterministic mode), `account`, `weights`, `statistics`, `config`, `worker`,
+`apart`: the core, which knows nothing of training, tokenizers or HTTP. Then the server: `served`, `fault`,
 `reader`; SGLang's routes `native_schema`, `native`, `push`, `control`, `exposition`; OpenAI's
 `openai_schema`, `answer`, `chat`, `complete`; `app`, `launch`; and the engine for callers in the
 same process: `embedded`, `dialogue`, `terminal`. May import models, text and what is below.

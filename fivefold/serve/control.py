@@ -18,6 +18,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from fivefold.errors import ConfigError, CorruptFileError, FivefoldError
+from fivefold.serve.apart import apart
 from fivefold.serve.engine import Engine
 from fivefold.serve.exposition import CONTENT_TYPE, expose, read_engine
 from fivefold.serve.fault import answer_fault
@@ -222,7 +223,7 @@ async def _push(
 
     async with served.pushing:
         try:
-            weights = await asyncio.to_thread(read, served.engine.model)
+            weights = await asyncio.to_thread(apart, lambda: read(served.engine.model))
             new, ended = await served.call(replace)
         except FivefoldError as error:
             return _refuse_push(error)

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 from fivefold.errors import FivefoldError, MismatchError
 from fivefold.models.convert import read_checkpoint
+from fivefold.serve.apart import apart
 from fivefold.serve.config import EngineConfig
 from fivefold.serve.engine import Engine
 from fivefold.serve.exposition import Histogram
@@ -238,7 +239,7 @@ def open_served(
         ConfigError: the model cannot do what `config` asks.
     """
     tokenizer = load_tokenizer(checkpoint)
-    model = read_checkpoint(checkpoint, device=device)
+    model = apart(lambda: read_checkpoint(checkpoint, device=device))
     rows = model.config.vocab_size
     if tokenizer.vocab_size > rows:
         raise MismatchError(
@@ -246,7 +247,7 @@ def open_served(
             found=f"{tokenizer.vocab_size} ids in `{checkpoint}`",
             fix="Put the tokenizer that the model was trained with beside it",
         )
-    engine = Engine(model, config)
+    engine = apart(lambda: Engine(model, config))
     return Served(Worker(engine), tokenizer, name or _name_of(checkpoint), str(checkpoint), engine)
 
 
