@@ -3,7 +3,8 @@
 Both sides answer 4 prompts of 16 words 8 times with 32 words each and take one update on them. The
 reward is the share of words with an `a` in the decoded response. Ours is the synchronous loop's own
 batch, with its engine, comparison of trainer and engine, rollout dump and metrics, on MLA with
-experts, and Muon; the peer is a dense Llama of as many parameters as ours uses a token, and AdamW.
+experts; the peer is a dense Llama of as many parameters as ours uses a token. Both take AdamW;
+`--optimizer muon` gives ours Muon, as the recipes have it, and `--prompt` makes prompts longer.
 Ours runs in fp32 unless `--dtype` says otherwise, the peer in the faster of fp32 and bf16 autocast.
 TRL's recomputation of activations, on by default, is off: it would only slow the peer.
 
@@ -24,7 +25,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from datasets import Dataset
@@ -51,10 +52,10 @@ from fivefold.serve.config import EngineConfig
 from fivefold.serve.engine import Engine
 from fivefold.stage import ProgressTask, StageContext
 from fivefold.train.compute import ComputeModel
+from fivefold.train.optimizer_config import OptimizerConfig
 from fivefold.train.pretrain import freeze_indexers
 
-WORDS, PROMPTS, GROUP, PROMPT_TOKENS, NEW_TOKENS = 512, 4, 8, 16, 32
-Dtype = Literal["float32", "bfloat16"]
+WORDS, PROMPTS, GROUP, NEW_TOKENS = 512, 4, 8, 32
 LETTERS = string.ascii_lowercase
 LR = 1e-3
 
@@ -65,6 +66,8 @@ def main() -> None:
     add_options(parser)
     parser.add_argument("--steps", type=int, default=4, help="steps of each side in a pair")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
+    parser.add_argument("--optimizer", choices=["adamw", "muon"], default="adamw", help="of ours")
+    parser.add_argument("--prompt", type=int, default=16, help="words of a prompt")
     parser.add_argument("--profile", action="store_true", help="profile ours, and compare nothing")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -72,15 +75,20 @@ def main() -> None:
     words = build_tokenizer()
     with (
         tempfile.TemporaryDirectory() as folder,
-        open_ours(words, Path(folder), options.dtype) as ours,
+        open_ours(words, Path(folder), options) as ours,
     ):
         if options.profile:
             profile(ours, options.steps)
             return
-        peer = faster_peer(words, Path(folder))
+        peer = faster_peer(words, Path(folder), options.prompt)
         sizes = {"ours_active_parameters": ours.active, "peer_parameters": peer.parameters}
         assert abs(ours.active / peer.parameters - 1) < 0.05, f"models of other sizes: {sizes}"
-        detail: dict[str, Any] = sizes | {"ours_dtype": options.dtype, "peer_dtype": peer.dtype}
+        detail: dict[str, Any] = sizes | {
+            "ours_dtype": options.dtype,
+            "peer_dtype": peer.dtype,
+            "ours_optimizer": options.optimizer,
+            "prompt_tokens": options.prompt,
+        }
 
         def our_turn() -> None:
             ours.take(options.steps)
@@ -92,7 +100,7 @@ def main() -> None:
 
         # `compare` reads the dict when it writes the summary: after the last call.
         compare(
-            "rl_step",
+            f"rl_step_{options.optimizer}_prompt{options.prompt}",
             our_turn,
             peer_turn,
             work=options.steps,
@@ -118,10 +126,10 @@ def share_of_a(text: str) -> float:
     return sum("a" in word for word in words) / max(len(words), 1)
 
 
-def prompt_ids(index: int) -> list[int]:
-    """Return the ids of prompt `index`."""
+def prompt_ids(index: int, tokens: int) -> list[int]:
+    """Return the `tokens` ids of prompt `index`."""
     generator = torch.Generator().manual_seed(index)
-    return torch.randint(2, WORDS, (PROMPT_TOKENS,), generator=generator).tolist()
+    return torch.randint(2, WORDS, (tokens,), generator=generator).tolist()
 
 
 class Ours:
@@ -151,11 +159,12 @@ class _Source:
 
     name = "letter"
 
-    def __init__(self, words: Tokenizer) -> None:
-        self._words = words
+    def __init__(self, words: Tokenizer, prompt_tokens: int) -> None:
+        self._words, self._prompt_tokens = words, prompt_tokens
 
     def prompt(self, index: int) -> Prompt:
-        return Prompt(tuple(prompt_ids(index)), f"letter#{index}", self.name, self._judge)
+        ids = tuple(prompt_ids(index, self._prompt_tokens))
+        return Prompt(ids, f"letter#{index}", self.name, self._judge)
 
     async def _judge(self, response: Sequence[int]) -> Judgement:
         return Judgement(share_of_a(self._words.decode(list(response))), "scored")
@@ -179,7 +188,7 @@ def our_model() -> Transformer:
         num_hidden_layers=4,
         intermediate_size=640,
         num_nextn_predict_layers=0,
-        max_position_embeddings=256,
+        max_position_embeddings=1024,
         eos_token_id=(),
     )
     model = Transformer(config)
@@ -197,25 +206,31 @@ def active_parameters(model: Transformer) -> int:
 
 
 @contextlib.contextmanager
-def open_ours(words: Tokenizer, folder: Path, dtype: Dtype) -> Iterator[Ours]:
+def open_ours(words: Tokenizer, folder: Path, options: argparse.Namespace) -> Iterator[Ours]:
     """Build model, learner and engine as the stage `rl` does, and keep one event loop open."""
     config = LoopConfig(
         algorithm=grpo(GROUP),
         sampling=SamplingConfig(batch_prompts=PROMPTS, max_new_tokens=NEW_TOKENS),
         evaluation=EvaluationConfig(prompts=0),
-        update=UpdateConfig(lr=LR, row_tokens=256, compute_dtype=dtype),
+        update=UpdateConfig(
+            lr=LR,
+            compute_dtype=options.dtype,
+            optimizer=OptimizerConfig(matrices=options.optimizer, weight_decay=0.0),
+        ),
         engine=EngineConfig(block_tokens=8),
     )
     model = our_model()
     freeze_indexers(model)
-    compute = ComputeModel(model, getattr(torch, dtype))
+    compute = ComputeModel(model, getattr(torch, options.dtype))
     learner = PolicyLearner(model, compute, config)
     metrics = StageMetrics(folder / "metrics.jsonl", "rl")
     context = StageContext(0, "cpu", torch.get_num_threads(), metrics, _no_track)
     progress = Progress()
     with asyncio.Runner() as runner:
         completer = EngineCompleter(Engine(compute.model, config.engine))
-        collector = Collector(completer, PromptStream([_Source(words)], [1.0]), config, 0)
+        collector = Collector(
+            completer, PromptStream([_Source(words, options.prompt)], [1.0]), config, 0
+        )
         examiner = Examiner(completer, [], config, 0)
         players = Players(
             learner, completer, collector, examiner, lambda ids: words.decode(list(ids))
@@ -228,10 +243,18 @@ def open_ours(words: Tokenizer, folder: Path, dtype: Dtype) -> Iterator[Ours]:
 class Peer:
     """TRL's trainer, a step at a time."""
 
-    def __init__(self, words: Tokenizer, folder: Path, dtype: str, most_steps: int = 1000) -> None:
+    def __init__(
+        self,
+        words: Tokenizer,
+        folder: Path,
+        dtype: str,
+        prompt_tokens: int,
+        most_steps: int = 1000,
+    ) -> None:
         """Build the trainer, its batches and its optimizer; bf16 is TRL's own autocast."""
         self.dtype = dtype
-        rows = [words.decode(prompt_ids(index)) for index in range(PROMPTS * most_steps)]
+        prompts = [prompt_ids(index, prompt_tokens) for index in range(PROMPTS * most_steps)]
+        rows = [words.decode(ids) for ids in prompts]
         tokenizer = PreTrainedTokenizerFast(
             tokenizer_object=words, pad_token="<pad>", eos_token="<eos>", padding_side="left"
         )
@@ -281,9 +304,9 @@ class Peer:
         return outputs
 
 
-def faster_peer(words: Tokenizer, folder: Path) -> Peer:
+def faster_peer(words: Tokenizer, folder: Path, prompt_tokens: int) -> Peer:
     """Return the peer in the faster of fp32 and bf16 autocast, TRL's default."""
-    peers = [Peer(words, folder, dtype) for dtype in ("float32", "bfloat16")]
+    peers = [Peer(words, folder, dtype, prompt_tokens) for dtype in ("float32", "bfloat16")]
     for peer in peers:
         peer.take(1)
     return min(
@@ -299,7 +322,7 @@ def _peer_model() -> LlamaForCausalLM:
         num_hidden_layers=4,
         num_attention_heads=4,
         num_key_value_heads=4,
-        max_position_embeddings=256,
+        max_position_embeddings=1024,
         tie_word_embeddings=False,
         pad_token_id=0,
         bos_token_id=None,

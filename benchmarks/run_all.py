@@ -18,6 +18,7 @@ RUNS = (
     ("selection.py",),
     ("product.py",),
     ("product.py", "--packed", "--rows", "8", "--outputs", "4096"),
+    ("newton_schulz.py",),
     ("sparse_attention.py", "--lengths", "2048"),
     ("long_context.py", "--what", "step", "--length", "16384", "--pairs", "3"),
     ("long_context.py", "--what", "step", "--length", "32768", "--pairs", "3"),
@@ -33,6 +34,8 @@ RUNS = (
     ("serving.py", "--case", "multi_turn"),
     ("serving.py", "--case", "http"),
     ("rl_step.py",),
+    ("rl_step.py", "--prompt", "128"),
+    ("rl_step.py", "--optimizer", "muon"),
     ("distillation_arms.py", "--seconds", "6"),
 )
 

@@ -2,7 +2,7 @@
 
 Queries and key-values pass through low-rank latents; the cache keeps the key-value latent and one
 rotated key for all heads. Which keys a query sees is the causal and document mask, narrowed by the
-indexer once there are more keys than `index_topk`: up to there sparse and dense are the same
+indexer once a query sees more than `index_topk`: up to there sparse and dense are the same
 function. Three forms compute it: expanded heads (training, prefill), absorbed over the latent
 (decode), and absorbed over gathered keys, which alone costs what is selected. Sources: DeepSeek-V2
 report, section 2.1; DeepSeek-V3.2 report, section 2.1.
@@ -137,7 +137,7 @@ class LatentAttention(nn.Module):
 
     def _needs_index(self, around: Surroundings) -> bool:
         """Does anybody look at the scores? Not where every key is kept and nothing is learned."""
-        return self.selects and (around.keys > self.topk or around.index_learns)
+        return self.selects and (around.narrows(self.topk) or around.index_learns)
 
     def _index_keys(self, x_BTD: Tensor, around: Surroundings) -> Tensor | None:
         if self.indexer is None or not (self._needs_index(around) or around.cache is not None):
@@ -146,7 +146,7 @@ class LatentAttention(nn.Module):
             return self.indexer.keys(x_BTD, around.turn_BTR)
 
     def _select(self, query: IndexQuery, around: Surroundings, kept: Kept | None) -> Selection:
-        if around.is_dense or around.keys <= self.topk:
+        if around.is_dense or not around.narrows(self.topk):
             return Selection(query)
         if around.gathers(self.topk):
             return select_places(query, self.topk, around.documents_BT, kept)

@@ -161,12 +161,14 @@ class Transformer(nn.Module):
         *,
         absorbed: bool = False,
         indexer: IndexerMode = "frozen",
+        prefixes_BT: Tensor | None = None,
     ) -> Surroundings:
         """Prepare what the layers share; the MTP layer shares it with the main stack.
 
         `documents_BT` names the document of each token of a packed row; tokens of different
         documents do not see each other. None is faster and right where every row is one document.
-        It cannot be combined with a cache.
+        It cannot be combined with a cache. `prefixes_BT` names the document, earlier in the row,
+        that a token sees beside its own (`NO_PREFIX`: none); rows of a mask's length only.
         """
         return make_surroundings(
             rotary_angles(positions_BT, self.speeds_R, self.rotary_factor),
@@ -175,6 +177,7 @@ class Transformer(nn.Module):
             queries=positions_BT.shape[1],
             absorbed=absorbed,
             indexer=indexer,
+            prefixes_BT=prefixes_BT,
         )
 
     def forward(

@@ -92,6 +92,7 @@ class PolicyForward:
         self, packed: PackedSamples, samples: Sequence[Sample]
     ) -> tuple[Tensor, list[Routing]]:
         if self._deterministic:
+            assert packed.prefixes_BT is None, "the deterministic forward shares no prompts"
             output = stable_forward(
                 self._model,
                 packed.ids_BT,
@@ -101,7 +102,9 @@ class PolicyForward:
         else:
             output = self._model(
                 packed.ids_BT,
-                around=self._model.surroundings(packed.positions_BT, packed.documents_BT),
+                around=self._model.surroundings(
+                    packed.positions_BT, packed.documents_BT, prefixes_BT=packed.prefixes_BT
+                ),
                 forced_routing=self._forced(packed, samples) if self._replays else None,
             )
         real_N = _real_places(packed)
@@ -124,9 +127,11 @@ class PolicyForward:
         places = packed.ids_BT.numel()
         flat = np.empty((places, *first.shape[1:]), np.int64)
         flat[:] = np.arange(first.shape[2])
-        pairs = zip(packed.members, packed.begins, packed.lengths, strict=True)
-        for member, begin, length in pairs:
+        for begin, length, member in packed.prompts:
             flat[begin : begin + length] = _routing_of(samples[member])[:length]
+        parts = zip(packed.members, packed.begins, packed.lengths, packed.skipped, strict=True)
+        for member, begin, length, skip in parts:
+            flat[begin : begin + length] = _routing_of(samples[member])[skip : skip + length]
         forced = torch.from_numpy(flat).to(packed.ids_BT.device)
         return [layer.contiguous() for layer in forced.unbind(1)]
 
@@ -142,8 +147,5 @@ def _routing_of(sample: Sample) -> np.ndarray:
 
 
 def _real_places(packed: PackedSamples) -> Tensor:
-    spans = [
-        torch.arange(begin, begin + length)
-        for begin, length in zip(packed.begins, packed.lengths, strict=True)
-    ]
+    spans = [torch.arange(begin, begin + length) for begin, length in packed.spans]
     return torch.cat(spans).to(packed.ids_BT.device)

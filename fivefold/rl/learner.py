@@ -54,6 +54,8 @@ class PolicyLearner:
         self.model, self.compute = model, compute
         self._config: UpdateConfig = config.update
         self._algorithm: AlgorithmConfig = config.algorithm
+        # The deterministic forward attends to whole documents, as the engine does.
+        self._shares_prompts = config.update.shares_prompts and not config.engine.deterministic
         self.optimizer = HybridOptimizer(
             model.named_parameters(), model.config, config.update.optimizer
         )
@@ -110,6 +112,7 @@ class PolicyLearner:
             samples,
             self._config.row_tokens,
             self._config.microbatch_rows,
+            shares_prompts=self._shares_prompts,
             device=self.model.lm_head.weight.device,
         )
 

@@ -82,9 +82,11 @@ class UpdateConfig(Config):
     updates_per_batch: int = pydantic.Field(default=1, gt=0)
     """Optimizer steps on a batch, each on its own groups; 1 is entirely on-policy (GLM-5)."""
     row_tokens: int = pydantic.Field(default=1024, gt=0)
-    """Most places of a packed row; a prompt with its response must fit."""
+    """Most places of a packed row; a prompt with its longest response must fit."""
     microbatch_rows: int = pydantic.Field(default=8, gt=0)
     """Rows of that width whose places one forward and backward holds; narrower ones are more."""
+    shares_prompts: bool = True
+    """Compute a group's prompt once for the samples that share a row; never deterministically."""
     lr: float = pydantic.Field(default=1e-3, gt=0)
     """Learning rate after the warm-up; constant."""
     warmup_updates: int = pydantic.Field(default=0, ge=0)
@@ -163,6 +165,13 @@ class LoopConfig(Config):
                 expected="`engine.draft_tokens` of 0 in post-training",
                 found=str(self.engine.draft_tokens),
                 fix="Leave speculation out: the MTP layer is not trained along with the policy",
+            )
+        if self.sampling.max_new_tokens > self.update.row_tokens:
+            raise ConfigError(
+                expected="`update.row_tokens` that hold a prompt and `sampling.max_new_tokens`",
+                found=f"rows of {self.update.row_tokens} and responses of up to "
+                f"{self.sampling.max_new_tokens} tokens",
+                fix="Raise `update.row_tokens`, or lower `sampling.max_new_tokens`",
             )
         if self.update.updates_per_batch > self.sampling.batch_prompts:
             raise ConfigError(

@@ -9,12 +9,16 @@ norm casts it; routers and index head weights do, for a rounded score chooses ot
 """
 
 import copy
+import logging
 
 import torch
 from torch import Tensor
 
 from fivefold.models.moe import Router
 from fivefold.models.transformer import Block, Transformer
+from fivefold.ops.bf16 import multiplies_bf16
+
+logger = logging.getLogger(__name__)
 
 
 class ComputeModel:
@@ -28,6 +32,13 @@ class ComputeModel:
         self._source = model
         self._is_copy = model.lm_head.weight.dtype != dtype
         self.model = model
+        device = model.lm_head.weight.device
+        if dtype == torch.bfloat16 and not multiplies_bf16(device):
+            logger.warning(
+                "this %s has no bf16 instructions, and emulates them many times slower than fp32:"
+                " set `compute_dtype` to float32",
+                device.type,
+            )
         if self._is_copy:
             self.model = copy.deepcopy(model)
             exact = _exact_parameters(self.model)

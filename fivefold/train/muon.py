@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from fivefold.models.config import ModelConfig
+from fivefold.ops.bf16 import multiplies_bf16
 from fivefold.ops.newton_schulz import COEFFICIENTS, orthogonalise
 from fivefold.train.optimizer_config import OptimizerConfig
 
@@ -72,7 +73,7 @@ def matrix_splits(
         is_bias = rule.endswith(".bias")
         key = rule.removesuffix(".bias") + ".weight" if is_bias else rule
         assert key in rules, f"no optimizer rule for the parameter {name}"
-        chosen[name] = ADAMW if is_bias else rules[key]
+        chosen[name] = ADAMW if is_bias or policy.matrices == "adamw" else rules[key]
         _check_cover(name, shape, chosen[name])
     return chosen
 
@@ -200,7 +201,7 @@ class Muon:
         updates = orthogonalise(
             torch.cat([part.reshape(-1, rows, columns) for part in mixed]),
             COEFFICIENTS[config.ns],
-            getattr(torch, config.ns_dtype),
+            product_dtype(weights[0].device, config),
         )
         counts = [part.numel() // (rows * columns) for part in mixed]
         directions = [
@@ -209,6 +210,13 @@ class Muon:
         ]
         torch._foreach_mul_(weights, 1 - lr * config.weight_decay)
         torch._foreach_add_(weights, directions, alpha=-lr * update_scale(rows, columns, config))
+
+
+def product_dtype(device: torch.device, config: OptimizerConfig) -> torch.dtype:
+    """Return the precision of the Newton-Schulz products of blocks on `device`."""
+    if config.ns_dtype == "auto":
+        return torch.bfloat16 if multiplies_bf16(device) else torch.float32
+    return getattr(torch, config.ns_dtype)
 
 
 def update_scale(rows: int, columns: int, config: OptimizerConfig) -> float:

@@ -17,14 +17,16 @@ from fivefold.errors import ConfigError
 class OptimizerConfig(Config):
     """Muon for matrices, AdamW for the rest, one learning rate for both."""
 
+    matrices: Literal["muon", "adamw"] = "muon"
+    """Who updates matrices; `adamw`: one rule for all, cheaper where batches are small."""
     momentum: float = pydantic.Field(default=0.95, ge=0, lt=1)
     """Decay of Muon's gradient average, 0 to 1."""
     nesterov: bool = True
     """Orthogonalise the average mixed with the current gradient instead of the average."""
     ns: Literal["polar_express", "glm45"] = "polar_express"
     """Newton-Schulz polynomials: Polar Express, or GLM-4.5's constant ones."""
-    ns_dtype: Literal["bfloat16", "float32"] = "bfloat16"
-    """Precision of the Newton-Schulz matrix products."""
+    ns_dtype: Literal["auto", "bfloat16", "float32"] = "auto"
+    """Precision of the Newton-Schulz products; `auto`: bfloat16 where the device has it."""
     update_scale: Literal["match_rms", "keller"] = "match_rms"
     """Factor on a block of M x N: update_rms x sqrt(max(M, N)), or sqrt(max(1, M / N))."""
     update_rms: float = pydantic.Field(default=0.2, gt=0)

@@ -203,7 +203,8 @@ def test_update_of_every_block_has_the_configured_rms(policy: dict[str, Any]) ->
         update = (parameter.detach() - before[name]) / 0.01
         for part in expected_slices(name, update, config):
             rms = part.square().mean().sqrt().item()
-            assert 0.185 < rms < 0.215, (name, tuple(part.shape), rms)
+            # Five steps leave singular values between 0.85 and 1.12 (`ops.newton_schulz`).
+            assert 0.2 * 0.85 < rms < 0.2 * 1.12, (name, tuple(part.shape), rms)
 
 
 @pytest.mark.numerics

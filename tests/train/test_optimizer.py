@@ -55,6 +55,28 @@ def load_weights(parameters: Parameters, weights: dict[str, Tensor]) -> None:
             parameter.copy_(weights[name])
 
 
+def test_adamw_for_all_is_torchs_adamw() -> None:
+    ours, parameters = build(matrices="adamw", weight_decay=0.1)
+    assert not ours.muon.momenta
+    twins = {name: nn.Parameter(value.detach().clone()) for name, value in parameters.items()}
+    decayed = [value for name, value in twins.items() if is_decayed(name)]
+    others = [value for name, value in twins.items() if not is_decayed(name)]
+    theirs = torch.optim.AdamW(
+        [{"params": decayed, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}],
+        lr=1e-2,
+        betas=(0.9, 0.95),
+    )
+    for step in range(3):
+        generator = torch.Generator().manual_seed(step)
+        for name, parameter in parameters.items():
+            parameter.grad = torch.randn(parameter.shape, generator=generator)
+            twins[name].grad = parameter.grad.clone()
+        ours.step(1e-2)
+        theirs.step()
+    for name, parameter in parameters.items():
+        torch.testing.assert_close(parameter, twins[name], rtol=1e-5, atol=1e-6)
+
+
 def test_resumed_run_is_bitwise_equal() -> None:
     straight, parameters = build()
     take_steps(straight, parameters, range(3))
