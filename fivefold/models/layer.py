@@ -1,8 +1,10 @@
 """Small modules of which the blocks are made.
 
-`Linear` is the one place where a matrix product with weights happens outside the experts: deferred
-weight gradients and quantisation replace its forward, nothing else. Parameters are created empty;
-`initialise` fills them.
+`Linear` is where a layer multiplies by its weights: deferred weight gradients and quantisation
+replace its forward, nothing else. Some read weights themselves: the experts (`ops.experts`), the
+router and the indexer's head weights (fp32), absorbed attention (`kv_b_proj`), the loss's head
+(`ops.chunked_cross_entropy`), and an engine, which derives its own (`serve.fused`, `serve.feed`).
+Parameters are created empty; `initialise` fills them.
 """
 
 import torch

@@ -1,9 +1,10 @@
 """Matrix products with weights in fp32, by the faster of torch's two CPU libraries.
 
 `F.linear` and `torch.mm` hand fp32 to MKL, whose kernels use half of the vector width of an AMD
-core. oneDNN, which torch carries for bf16 and fused operators, uses all of it, in fp32 throughout:
-about twice the speed from a few dozen rows on (`benchmarks/product.py`). Small products stay where
-a call costs least. The choice hangs on shapes alone, so that a run repeats bit for bit.
+core with AVX-512. oneDNN, which torch carries for bf16 and fused operators, uses all of it, in fp32
+throughout: about twice the speed from a few dozen rows on. Without AVX-512 MKL is the faster one,
+by a third, but for weights laid out beforehand (`benchmarks/product.py`). Small products stay where
+a call costs least. On one machine the choice hangs on shapes alone: a run repeats bit for bit.
 
 Shapes: M rows, K inner, N columns; X inputs, Y outputs. Surprise: oneDNN's entry point is not in
 torch's public interface; where a build lacks it, everything goes to MKL.
@@ -24,13 +25,16 @@ _WORTHWHILE_PACKED = 1 << 18
 """The same where the weight is laid out beforehand."""
 
 _FEW_ROWS = 32
-"""Numbers of rows above it are rounded up, to a sixteenth of the power of two below or to this:
-oneDNN compiles and keeps a kernel and its buffers for each number that it meets, which takes longer
-than the product and grows the process."""
+"""Numbers of rows up to it are rounded up to a quarter of the power of two below, those above it to
+a sixteenth of that or to this: for each number and weight's shape that it meets, oneDNN compiles
+and keeps a kernel of half a megabyte, which takes longer than the product and grows the process."""
 
 _HAS_ONEDNN = torch.backends.mkldnn.is_available() and all(
     hasattr(torch.ops.mkldnn, name) for name in ("_linear_pointwise", "_reorder_linear_weight")
 )
+
+_BEATS_MKL = _HAS_ONEDNN and torch.cpu._is_avx512_supported()
+"""Is oneDNN the faster one for weights as they are?"""
 
 
 def reference(x: Tensor, weight_YX: Tensor, bias_Y: Tensor | None = None) -> Tensor:
@@ -74,7 +78,9 @@ def product(left_MK: Tensor, right_KN: Tensor) -> Tensor:
 class Packed:
     """A weight that stands still, in the layout that oneDNN multiplies fastest.
 
-    Where few rows are better served by the plain weight, that is kept too.
+    Where few rows are better served by the plain weight, that is kept too. The layout is a copy and
+    the plain weight is not: after a change in place the two differ, and the object must be made
+    again before the next product.
     """
 
     def __init__(self, weight_YX: Tensor, rows: int = 8) -> None:
@@ -98,8 +104,9 @@ class Packed:
 def common_rows(rows: int) -> int:
     """Return the number to which so many rows are padded, so that few numbers occur."""
     if rows <= _FEW_ROWS:
-        return rows
-    step = max(_FEW_ROWS, 1 << (rows.bit_length() - 5))
+        step = 1 << max((rows - 1).bit_length() - 3, 0)
+    else:
+        step = max(_FEW_ROWS, 1 << (rows.bit_length() - 5))
     return -(-rows // step) * step
 
 
@@ -109,7 +116,7 @@ def _padded(x_MX: Tensor) -> Tensor:
 
 
 def _goes_to_onednn(x: Tensor, other: Tensor, multiplications: int) -> bool:
-    is_possible = _HAS_ONEDNN and x.is_cpu and x.dtype == other.dtype
+    is_possible = _BEATS_MKL and x.is_cpu and x.dtype == other.dtype
     is_worthwhile = multiplications >= _WORTHWHILE and torch.backends.mkldnn.enabled
     return is_possible and is_worthwhile and x.dtype in (torch.float32, torch.bfloat16)
 

@@ -10,10 +10,10 @@ from fastapi import Request
 from fastapi.responses import StreamingResponse
 
 from fivefold.serve.fault import answer_fault, unless_gone
-from fivefold.serve.native import EVENT_STREAM, read_bias
+from fivefold.serve.native import EVENT_STREAM, read_bias, refused
 from fivefold.serve.openai_schema import SamplingBody
 from fivefold.serve.reader import StopReader, stop_rule
-from fivefold.serve.request import RequestError, SamplingParams, TokenLogprob
+from fivefold.serve.request import SamplingParams, TokenLogprob
 from fivefold.serve.served import Served, gather_all, merge
 from fivefold.serve.worker import Completion, NewToken
 from fivefold.text.tokenizer import Tokenizer
@@ -57,11 +57,6 @@ def sampling_params(
         top_logprobs=top_logprobs,
         prompt_logprobs_begin=prompt_logprobs_begin,
     )
-
-
-def refused(expected: str, found: str) -> RequestError:
-    """Return the error of a request that asks for what there is not."""
-    return RequestError(expected=expected, found=found, fix="Correct the request")
 
 
 def usage_of(prompt_tokens: int, done: Sequence[Completion], reasoning: int = 0) -> dict[str, Any]:

@@ -69,11 +69,6 @@ class Batch:
     """Weights that it runs with."""
     keys: "KeyMap"
 
-    @property
-    def tokens(self) -> int:
-        """Tokens of the step."""
-        return len(self.ids)
-
 
 class Decoded(NamedTuple):
     """Queries that each have keys of their own."""

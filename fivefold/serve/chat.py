@@ -4,6 +4,11 @@ The prompt is rendered and the answer parsed by `text`, which works on ids: cont
 special token opens nothing. Thinking comes as `reasoning_content`, calls of declared tools as
 `tool_calls`.
 
+A call is forced (`tool_choice`) without a grammar: the turn's first tokens, `<tool_call>` and the
+tool's name, are given to the model as the end of the prompt. Such a turn does not think. Which of
+several tools it calls is the model's choice, and so are the arguments: what it writes against the
+form becomes text, as any broken call does.
+
 Surprise: a streamed call is shown when it is whole, in as many pieces as it came, because a call
 that breaks becomes text, and nothing that was sent can be taken back.
 """
@@ -19,15 +24,14 @@ from fastapi.responses import JSONResponse, Response
 from fivefold.serve.answer import (
     Choice,
     Chunks,
-    refused,
     run_choices,
     sampling_params,
     stream_choices,
     token_logprob,
     usage_of,
 )
-from fivefold.serve.native import stop_list
-from fivefold.serve.openai_schema import ChatBody
+from fivefold.serve.native import refused, stop_list
+from fivefold.serve.openai_schema import ChatBody, ToolChoice
 from fivefold.serve.reader import ChatReader
 from fivefold.serve.served import Served
 from fivefold.serve.worker import Completion, NewToken
@@ -42,7 +46,7 @@ from fivefold.text.event import (
     ReasoningDelta,
 )
 from fivefold.text.special import END_THINK, TOOL_CALL
-from fivefold.text.template import render_prompt
+from fivefold.text.template import render_call_opening, render_prompt
 from fivefold.text.tokenizer import Tokenizer
 from fivefold.text.tool import Tool, read_tools
 
@@ -55,17 +59,23 @@ class _Chat:
     body: ChatBody
     rid: str
     prompt: list[int]
+    opening: list[int]
+    """Ids at the end of the prompt with which the answer begins: those of a forced call."""
     tools: tuple[Tool, ...]
+    """Those whose calls are calls."""
     is_thinking: bool
 
     def reader(self) -> ChatReader:
-        return ChatReader(
+        reader = ChatReader(
             self.served.tokenizer,
             stop_list(self.body.stop),
             tools=self.tools,
             is_thinking=self.is_thinking,
             hidden_ids=self.body.stop_token_ids or (),
         )
+        events = [event for token in self.opening for event in reader.push(token)]
+        assert not events, "a call is told of when its name is whole"
+        return reader
 
     def choices(self) -> list[Choice]:
         body = self.body
@@ -120,17 +130,30 @@ def _read(served: Served, body: ChatBody) -> _Chat:
         raise refused("`response_format` of type text: there is no grammar", kind)
     if body.top_logprobs and not body.logprobs:
         raise refused("`logprobs` beside `top_logprobs`", "`top_logprobs` alone")
-    enables, clears = _thinking(body)
+    thinks, clears = _thinking(body)
     tools = () if body.tool_choice == "none" else declared
+    forced, opening = _forced(body, tools), []
+    if forced:
+        name = forced[0].name if len(forced) == 1 else None
+        opening, thinks = render_call_opening(name, served.tokenizer), False
     prompt = render_prompt(
-        messages,
-        served.tokenizer,
-        tools=tools,
-        enable_thinking=enables,
-        clear_thinking=clears,
+        messages, served.tokenizer, tools=tools, enable_thinking=thinks, clear_thinking=clears
     )
     rid = body.request_id or served.new_name("chatcmpl")
-    return _Chat(served, body, rid, prompt, tools, enables)
+    return _Chat(served, body, rid, [*prompt, *opening], opening, forced or tools, thinks)
+
+
+def _forced(body: ChatBody, tools: tuple[Tool, ...]) -> tuple[Tool, ...]:
+    """Return the tools of which one has to be called; none where the model decides."""
+    choice = body.tool_choice
+    if isinstance(choice, ToolChoice):
+        named = tuple(tool for tool in tools if tool.name == choice.function.name)
+        if not named:
+            raise refused("`tool_choice` of a declared tool", repr(choice.function.name))
+        return named
+    if choice == "required" and not tools:
+        raise refused("`tools` beside `tool_choice` of required", "none")
+    return tools if choice == "required" else ()
 
 
 def _thinking(body: ChatBody) -> tuple[bool, bool]:

@@ -16,13 +16,12 @@ from fastapi.responses import JSONResponse, Response
 from fivefold.serve.answer import (
     Choice,
     Chunks,
-    refused,
     run_choices,
     sampling_params,
     stream_choices,
     usage_of,
 )
-from fivefold.serve.native import stop_list
+from fivefold.serve.native import refused, stop_list
 from fivefold.serve.openai_schema import CompletionBody
 from fivefold.serve.reader import TextReader
 from fivefold.serve.request import TokenLogprob

@@ -217,8 +217,9 @@ class Engine:
         """Replace all weights between two steps, or none; returns the new version.
 
         `weights` is a state dict of the model; None: the caller has changed the shared model in
-        place. Running requests go on with the keys that they have; `pause("retract")` before it
-        makes them compute anew. Prefixes of other weights are never found again.
+        place, and has not stepped since (see `Runner.refresh`). Running requests go on with the
+        keys that they have; `pause("retract")` before it makes them compute anew. Prefixes of other
+        weights are never found again.
 
         Raises:
             MismatchError: a name is missing or unknown, or a shape differs: the old weights serve.

@@ -39,10 +39,14 @@ class _GateUp(NamedTuple):
 
 
 class FusedFeed:
-    """A dense feed-forward, or routed experts with the shared one."""
+    """A dense feed-forward, or routed experts with the shared one.
+
+    Copies of weights stand beside views of them, and the number of tokens decides which are read:
+    after any update, in place or not, the object must be made again before it is called.
+    """
 
     def __init__(self, mlp: GatedMlp | MoE) -> None:
-        """Arrange its weights; those of `_GateUp` are copies, to be made again after an update."""
+        """Arrange its weights."""
         self._moe = mlp if isinstance(mlp, MoE) else None
         dense = mlp if isinstance(mlp, GatedMlp) else mlp.shared_experts
         self._dense = None if dense is None else _fuse(dense)

@@ -11,22 +11,23 @@ of a model that rotates halves are permuted here, which no dot product notices.
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from fivefold.models.config import ModelConfig
 from fivefold.models.layer import Linear, RMSNorm
 from fivefold.models.mla import LatentAttention
 from fivefold.ops.product import Packed
+from fivefold.ops.rms_norm import rms_norm
 
 
 class Norm:
-    """A root-mean-square norm in five small operators, where torch's own takes eight."""
+    """`ops.rms_norm` in five small operators instead of eight where all is fp32."""
 
     def __init__(self, norm: RMSNorm) -> None:
-        """Take over gain and epsilon."""
+        """Take over epsilon, and share the gain."""
         self._gain_D, self._eps = norm.weight, norm.eps
         self._share = 1 / len(norm.weight)
         self._eps_11 = torch.full((1, 1), norm.eps, dtype=torch.float32, device=norm.weight.device)
@@ -37,8 +38,19 @@ class Norm:
             norm_T1 = torch.linalg.vector_norm(x_TD, dim=-1, keepdim=True)
             scale_T1 = torch.addcmul(self._eps_11, norm_T1, norm_T1, value=self._share).rsqrt_()
             return (x_TD * scale_T1).mul_(self._gain_D)
-        narrow_TD = F.rms_norm(x_TD, self._gain_D.shape, eps=self._eps).to(self._gain_D.dtype)
-        return narrow_TD * self._gain_D
+        return rms_norm(x_TD, self._gain_D, self._eps)
+
+
+class LatentQueries(NamedTuple):
+    """From the query latent to queries."""
+
+    norm: Norm
+    weight_YL: Packed
+    """H x X absorbed queries, then I x J index queries."""
+
+    def __call__(self, latent_TL: Tensor) -> Tensor:
+        """Return the queries (T, Y)."""
+        return self.weight_YL.linear(self.norm(latent_TL))
 
 
 @dataclass(frozen=True)
@@ -46,17 +58,16 @@ class FusedAttention:
     """Norms and projections of one layer; X = R + C, Y the widths that `in_widths` names."""
 
     in_norm: Norm
-    query_norm: Norm | None
-    """Of the query latent; None without one."""
     latent_norm: Norm
+    """Of the key-value latent."""
 
     in_YD: Packed
     """Rotated key, latent, index key, query latent (or absorbed queries), index weights."""
     in_bias_Y: Tensor | None
     in_widths: tuple[int, ...]
     """Widths of: key row R + C, index key, queries, index weights, padding."""
-    queries_YL: Packed | None
-    """From the query latent: H x X absorbed queries, I x J index queries; None without latent."""
+    latent_queries: LatentQueries | None
+    """None where queries come from the residual stream, by `in_YD`."""
     index_weight_ID: Tensor | None
     """Weights of the index heads where they are fp32 and the model is not."""
     index_norm: tuple[Tensor, Tensor] | None
@@ -70,7 +81,10 @@ class FusedAttention:
 def fuse_attention(
     in_norm: RMSNorm, attention: LatentAttention, config: ModelConfig
 ) -> FusedAttention:
-    """Arrange one attention layer and its norm; copies, to be made again after updates."""
+    """Arrange one attention layer and its norm: copies beside shared gains.
+
+    After any update, in place or not, they must be made again before the next step.
+    """
     nope, rope, latent = attention.nope, attention.rope, attention.latent
     dtype = attention.o_proj.weight.dtype
     wide = torch.promote_types(dtype, torch.float32)
@@ -117,14 +131,17 @@ def fuse_attention(
     biases.append(None)
     o_DHV = attention.o_proj.weight.to(wide).view(config.hidden_size, heads, -1)
     out_DY = torch.einsum("dhv,hvc->dhc", o_DHV, up_v_HVC).flatten(1).to(dtype)
+    latent_queries = None
+    if from_latent:
+        weight_YL = Packed(torch.cat([absorbed, *queries]))
+        latent_queries = LatentQueries(Norm(attention.q_a_layernorm), weight_YL)
     return FusedAttention(
         Norm(in_norm),
-        Norm(attention.q_a_layernorm) if from_latent else None,
         Norm(attention.kv_a_layernorm),
         Packed(torch.cat(parts)),
         _join_biases(parts, biases),
         (*widths, padding),
-        Packed(torch.cat([absorbed, *queries])) if from_latent else None,
+        latent_queries,
         index_weight,
         index_norm,
         Packed(out_DY),

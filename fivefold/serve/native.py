@@ -92,21 +92,19 @@ def _read_jobs(served: Served, body: GenerateBody) -> tuple[list[_Job], bool]:
     rids = body.rid if isinstance(body.rid, list) else None
     for name, given in (("sampling_params", samplings), ("rid", rids)):
         if given is not None and len(given) != len(prompts):
-            raise _refused(f"`{name}` for each of {len(prompts)} prompts", f"{len(given)}")
+            raise refused(f"`{name}` for each of {len(prompts)} prompts", f"{len(given)}")
     jobs: list[_Job] = []
     for place, (ids, sampling) in enumerate(zip(prompts, samplings, strict=True)):
         rid = rids[place] if rids else body.rid or served.new_name("generate")
         assert isinstance(rid, str), "lists are taken apart"
         if body.logprob_start_len > len(ids):
-            raise _refused(
-                f"`logprob_start_len` of at most {len(ids)}", f"{body.logprob_start_len}"
-            )
+            raise refused(f"`logprob_start_len` of at most {len(ids)}", f"{body.logprob_start_len}")
         for k in range(sampling.n):
             is_alone = len(prompts) == 1 and sampling.n == 1
             name = rid if is_alone or (rids and sampling.n == 1) else f"{rid}-{place}-{k}"
             jobs.append(_Job(name, ids, _params(body, sampling, k), sampling, body))
     if len({job.rid for job in jobs}) < len(jobs):
-        raise _refused("a `rid` of its own for each prompt", repr(body.rid))
+        raise refused("a `rid` of its own for each prompt", repr(body.rid))
     for job in jobs:
         served.check_prompt(job.ids, job.params)
     return jobs, is_batch or len(jobs) > 1
@@ -114,7 +112,7 @@ def _read_jobs(served: Served, body: GenerateBody) -> tuple[list[_Job], bool]:
 
 def _prompts(served: Served, body: GenerateBody) -> tuple[list[list[int]], bool]:
     if (body.input_ids is None) == (body.text is None):
-        raise _refused("either `input_ids` or `text`", "both" if body.text else "neither")
+        raise refused("either `input_ids` or `text`", "both" if body.text else "neither")
     if isinstance(body.text, str):
         return [served.tokenizer.prompt_ids(body.text)], False
     if body.text is not None:
@@ -153,11 +151,12 @@ def read_bias(bias: dict[str, float] | None) -> tuple[tuple[int, float], ...]:
     """
     for key in bias or ():
         if not (key.isascii() and key.isdecimal() and len(key) < 12):
-            raise _refused("`logit_bias` by token id", repr(key))
+            raise refused("`logit_bias` by token id", repr(key))
     return tuple((int(key), amount) for key, amount in (bias or {}).items())
 
 
-def _refused(expected: str, found: str) -> RequestError:
+def refused(expected: str, found: str) -> RequestError:
+    """Return the error of a request that asks for what there is not."""
     return RequestError(expected=expected, found=found, fix="Correct the request")
 
 
@@ -167,7 +166,7 @@ def _answer(served: Served, job: _Job, completion: Completion, seconds: float) -
     if reader.matched and job.sampling.no_stop_trim:
         text += reader.matched
     meta = _meta(served, job, completion.ids, completion.logprobs, completion.cached_tokens)
-    meta["finish_reason"] = _finish_reason(served, job, completion, reader.matched)
+    meta["finish_reason"] = _finish_reason(completion, reader.matched)
     meta["weight_version_spans"] = [list(span) for span in completion.versions]
     if completion.versions:
         meta["weight_version"] = str(completion.versions[-1].version)
@@ -227,9 +226,7 @@ def _spell(served: Served, job: _Job, token: int) -> str | None:
     return served.tokenizer.decode([token]) if job.body.return_text_in_logprobs else None
 
 
-def _finish_reason(
-    served: Served, job: _Job, completion: Completion, matched: str | None
-) -> dict[str, Any]:
+def _finish_reason(completion: Completion, matched: str | None) -> dict[str, Any]:
     match completion.finish:
         case "length":
             return {"type": "length", "length": len(completion.ids)}

@@ -67,6 +67,22 @@ class SamplingBody(Body):
     """Without effect."""
 
 
+class NamedFunction(Body):
+    """The function of a `ToolChoice`."""
+
+    name: str
+    """One of the declared tools."""
+
+
+class ToolChoice(Body):
+    """OpenAI's form of a tool that must be called."""
+
+    type: Literal["function"]
+    """Nothing else can be called."""
+    function: NamedFunction
+    """Which."""
+
+
 class ChatBody(SamplingBody):
     """POST /v1/chat/completions."""
 
@@ -74,8 +90,8 @@ class ChatBody(SamplingBody):
     """The conversation, see `text.conversation`."""
     tools: list[dict[str, Any]] | None = None
     """Declared tools."""
-    tool_choice: Literal["auto", "none"] | None = None
-    """none hides the tools; a call cannot be forced."""
+    tool_choice: Literal["auto", "none", "required"] | ToolChoice | None = None
+    """none hides the tools; required, or a tool, begins the answer with a call, unthinkingly."""
     parallel_tool_calls: bool | None = None
     """Without effect: the model decides."""
     max_completion_tokens: int | None = pydantic.Field(default=None, ge=0)

@@ -76,8 +76,3 @@ class CachePool:
                 index = torch.zeros(slots, config.index_head_dim, dtype=dtype, device=device)
             latent = torch.zeros(slots, width, dtype=dtype, device=device)
             self.layers.append(CacheRow(latent, index))
-
-    @property
-    def bytes(self) -> int:
-        """Memory of all layers."""
-        return sum(t.nbytes for row in self.layers for t in row if t is not None)

@@ -119,11 +119,6 @@ class PrefixTree:
         """Evict all that is unlocked; returns the blocks."""
         return self.evict(self.kept_blocks)
 
-    @property
-    def evictable_blocks(self) -> int:
-        """Blocks that no running request uses."""
-        return sum(len(node.blocks) for node in self._nodes() if not node.locks)
-
     def blocks(self) -> list[int]:
         """Return all blocks that the tree owns."""
         return [block for node in self._nodes() for block in node.blocks]

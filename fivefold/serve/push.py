@@ -18,6 +18,7 @@ from fivefold.errors import CorruptFileError, MismatchError
 from fivefold.models.config import ModelConfig, config_to_released
 from fivefold.models.convert import read_checkpoint, released_tensors
 from fivefold.models.transformer import Transformer
+from fivefold.serve.weights import check_tensors
 
 
 def read_disk_weights(model: Transformer, directory: Path) -> dict[str, Tensor]:
@@ -62,26 +63,7 @@ def read_tensor_weights(model: Transformer, files: Sequence[bytes]) -> dict[str,
     with torch.no_grad():
         fresh = copy.deepcopy(model)
         targets = dict(released_tensors(fresh))
-        _check(targets, given)
+        check_tensors(targets, given, "Send all weights under their released names")
         for name, target in targets.items():
             target.copy_(given[name])
     return fresh.state_dict()
-
-
-def _check(targets: dict[str, Tensor], given: dict[str, Tensor]) -> None:
-    missing, unknown = targets.keys() - given.keys(), given.keys() - targets.keys()
-    if missing or unknown:
-        names = sorted(missing) or sorted(unknown)
-        raise MismatchError(
-            expected=f"the {len(targets)} tensors of the served model",
-            found=f"{len(missing)} missing and {len(unknown)} unknown ones, `{names[0]}` the first",
-            fix="Send all weights under their released names; the old weights go on serving",
-        )
-    for name, target in targets.items():
-        tensor = given[name]
-        if tensor.shape != target.shape or not tensor.is_floating_point():
-            raise MismatchError(
-                expected=f"`{name}` of shape {tuple(target.shape)} in a floating type",
-                found=f"{tuple(tensor.shape)} in {tensor.dtype}",
-                fix="Send weights of the served model; the old weights go on serving",
-            )

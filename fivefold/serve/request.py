@@ -21,6 +21,9 @@ from fivefold.serve.prefix_tree import Node
 
 FinishReason = Literal["stop", "length", "abort"]
 
+_MOST_BIAS = 1e30
+"""Above any logit by far, and finite in fp32 even after the division by a low temperature."""
+
 
 class RequestError(FivefoldError, ValueError):
     """A request that this model or engine cannot answer."""
@@ -37,7 +40,7 @@ class SamplingParams:
     max_new_tokens: int = 128
     """Tokens to add at most; 0 scores the prompt alone."""
     temperature: float = 1.0
-    """Divides the logits; 0 takes the best token."""
+    """Divides the logits; 0 takes the best token, and anything else below 1e-6 counts as that."""
     top_k: int = 0
     """Keep this many best tokens; 0 keeps all."""
     top_p: float = 1.0
@@ -73,7 +76,11 @@ class SamplingParams:
             ("min_p", 0 <= self.min_p <= 1, "between 0 and 1"),
             ("top_logprobs", 0 <= self.top_logprobs <= vocab_size, f"0 to {vocab_size}"),
             ("prompt_logprobs_begin", (self.prompt_logprobs_begin or 0) >= 0, "0 or more"),
-            ("logit_bias", all(math.isfinite(by) for _, by in self.logit_bias), "finite"),
+            (
+                "logit_bias",
+                all(abs(by) <= _MOST_BIAS for _, by in self.logit_bias),
+                f"from {-_MOST_BIAS:g} to {_MOST_BIAS:g}",
+            ),
         ]
         for name, holds, expected in ranges:
             if not holds:

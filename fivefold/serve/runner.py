@@ -40,7 +40,11 @@ class Runner(Protocol):
     """Tokens of one request up to which each is a query row of its own."""
 
     def refresh(self) -> None:
-        """Take over changed weights."""
+        """Take over changed weights: after any update, in place or not, before the next step.
+
+        What is derived from them is partly copied and partly shared, so that a step without it
+        would compute with a mixture of two versions.
+        """
         ...
 
     def forward(self, ids_T: Tensor, keys: KeyMap) -> Forward:
@@ -165,8 +169,8 @@ class FusedRunner:
         _turn_(key_TX[:, None, :rope], turn_T1R)
         row_TX = torch.cat([key_TX[:, :rope], latent_TC], -1)
         layer.cache.latent_SX.index_copy_(0, keys.slot_T, row_TX)
-        if fused.queries_YL is not None and fused.query_norm is not None:
-            q_TY = fused.queries_YL.linear(fused.query_norm(q_TY))
+        if fused.latent_queries is not None:
+            q_TY = fused.latent_queries(q_TY)
         tokens, width = row_TX.shape
         q_THX = q_TY[:, : self._heads * width].view(tokens, self._heads, width)
         _turn_(q_THX[..., :rope], turn_T1R)

@@ -20,6 +20,10 @@ from torch import Tensor
 
 from fivefold.serve.request import SamplingParams
 
+_LEAST_TEMPERATURE = 1e-6
+"""Lower ones, 0 aside, are taken as this, SGLang's bound too: a logit divided by less may overflow
+fp32."""
+
 
 class Draw(NamedTuple):
     """A position of one request to choose a token for."""
@@ -69,7 +73,10 @@ def log_distribution(logits_MW: Tensor, settings: Sequence[SamplingParams]) -> T
     logits_MW = logits_MW.float()
     if any(params.logit_bias for params in settings):
         logits_MW = _add_bias(logits_MW, settings)
-    divisors = [params.temperature or 1.0 for params in settings]
+    divisors = [
+        max(params.temperature, _LEAST_TEMPERATURE) if params.temperature else 1.0
+        for params in settings
+    ]
     if any(divisor != 1 for divisor in divisors):
         logits_MW = logits_MW / logits_MW.new_tensor(divisors)[:, None]
     if any(params.top_k or params.top_p < 1 for params in settings):
@@ -147,12 +154,14 @@ def _truncate(logits_MW: Tensor, settings: Sequence[SamplingParams]) -> Tensor:
     """Hide what top-k and top-p leave out; among equal logits the lower id is better."""
     words = logits_MW.shape[1]
     ordered_MW, order_MW = logits_MW.sort(dim=-1, descending=True, stable=True)
-    ks = [params.top_k or words for params in settings]
+    ks = [min(params.top_k or words, words) for params in settings]
     k_M1 = torch.tensor(ks, device=logits_MW.device)[:, None]
     hidden_MW = torch.arange(words, device=logits_MW.device) >= k_M1
     p_MW = ordered_MW.masked_fill(hidden_MW, -math.inf).softmax(-1)
     top_p_M1 = p_MW.new_tensor([params.top_p for params in settings])[:, None]
     # A row with top_p = 1 keeps all, whatever its sum rounds to.
     hidden_MW |= ((p_MW.cumsum(-1) - p_MW) >= top_p_M1) & (top_p_M1 < 1)
+    # One that fp32 rounds to 0 keeps the best all the same.
+    hidden_MW[:, 0] = False
     ordered_MW = ordered_MW.masked_fill(hidden_MW, -math.inf)
     return torch.empty_like(logits_MW).scatter_(1, order_MW, ordered_MW)

@@ -21,24 +21,30 @@ def copy_weights(model: Transformer, weights: Mapping[str, Tensor]) -> None:
 
 
 def check_weights(model: Transformer, weights: Mapping[str, Tensor]) -> None:
-    """Compare names and shapes before anything is written.
+    """Compare a state dict with the model's before anything is written; see `check_tensors`."""
+    check_tensors(model.state_dict(), weights, "Send the state dict of a model of the same config")
+
+
+def check_tensors(held: Mapping[str, Tensor], given: Mapping[str, Tensor], fix: str) -> None:
+    """Compare names, shapes and kinds of number; `fix` tells the sender what to send instead.
 
     Raises:
         MismatchError: they are not those of the served model.
     """
-    held = model.state_dict()
-    missing, unknown = held.keys() - weights.keys(), weights.keys() - held.keys()
+    fix = f"{fix}; the old weights go on serving"
+    missing, unknown = held.keys() - given.keys(), given.keys() - held.keys()
     if missing or unknown:
         names = sorted(missing) or sorted(unknown)
         raise MismatchError(
             expected=f"the {len(held)} tensors of the served model",
             found=f"{len(missing)} missing and {len(unknown)} unknown ones, `{names[0]}` the first",
-            fix="Send the state dict of a model of the same config; the old weights go on serving",
+            fix=fix,
         )
     for name, tensor in held.items():
-        if weights[name].shape != tensor.shape:
+        sent = given[name]
+        if sent.shape != tensor.shape or not sent.is_floating_point():
             raise MismatchError(
-                expected=f"`{name}` of shape {tuple(tensor.shape)}",
-                found=f"{tuple(weights[name].shape)}",
-                fix="Send weights of the same config; the old weights go on serving",
+                expected=f"`{name}` of shape {tuple(tensor.shape)} in a floating type",
+                found=f"{tuple(sent.shape)} in {sent.dtype}",
+                fix=fix,
             )

@@ -113,6 +113,16 @@ def render_prompt(
     return [token for segment in segments for token in _segment_to_ids(segment, tokenizer)]
 
 
+def render_call_opening(name: str | None, tokenizer: Tokenizer) -> list[int]:
+    """Return the ids that open a call of this tool, or of one that the engine is left to name.
+
+    They stand after the thinking: read behind `render_prompt` with `enable_thinking=False`, they
+    leave an engine nothing but to go on with the call, and no grammar is needed.
+    """
+    segments = [_read(TOOL_CALL), *([] if name is None else [_text(name)])]
+    return [token for segment in segments for token in _segment_to_ids(segment, tokenizer)]
+
+
 def render_extension(
     held_ids: Sequence[int],
     messages: Conversation,

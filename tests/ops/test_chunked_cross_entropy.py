@@ -1,15 +1,12 @@
 """Chunked cross-entropy against whole logits: values, gradients, and memory."""
 
-import weakref
-from typing import Any
-
 import pytest
 import torch
+from allocation import AllocationLedger
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from onednn_calls import count_onednn_calls
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_iter
 
 from fivefold.ops.chunked_cross_entropy import (
     IGNORED,
@@ -36,32 +33,6 @@ def make_case(
     labels[torch.rand(tokens, generator=generator) < ignored] = IGNORED
     token_weights = torch.rand(tokens, generator=generator, dtype=torch.float64) * 2 - 0.5
     return hidden.requires_grad_(), weight.requires_grad_(), labels, token_weights
-
-
-class AllocationLedger(TorchDispatchMode):
-    """Adds up the bytes of tensors that operations allocate, for as long as they live."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.shapes: list[tuple[int, ...]] = []
-        self.live_bytes = self.peak_bytes = 0
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        inputs = tree_iter((args, kwargs or {}))
-        known = {x.untyped_storage().data_ptr() for x in inputs if isinstance(x, Tensor)}
-        result = func(*args, **(kwargs or {}))
-        for x in tree_iter(result):
-            if isinstance(x, Tensor) and x.untyped_storage().data_ptr() not in known:
-                self.shapes.append(tuple(x.shape))
-                self._count(x.numel() * x.element_size())
-                weakref.finalize(x, self._count, -x.numel() * x.element_size())
-        return result
-
-    def _count(self, size: int) -> None:
-        self.live_bytes += size
-        self.peak_bytes = max(self.peak_bytes, self.live_bytes)
 
 
 @settings(max_examples=40, deadline=None)
@@ -202,6 +173,32 @@ def test_two_losses_on_one_head_add_their_gradients() -> None:
     torch.testing.assert_close(
         torch.autograd.grad(ours, (hidden, weight)), torch.autograd.grad(theirs, (hidden, weight))
     )
+
+
+@pytest.mark.parametrize("frozen", ["nothing", "hidden", "weight"])
+def test_sizes_that_onednn_multiplies_equal_float64(
+    monkeypatch: pytest.MonkeyPatch, frozen: str
+) -> None:
+    case = make_case(200, 96, 300, ignored=0.0, dtype=torch.float32)
+    hidden, weight, labels, token_weights = case
+    labels[[3, 150]] = IGNORED
+    exact = [hidden.detach().double().requires_grad_(), weight.detach().double().requires_grad_()]
+    oracle = reference(exact[0], exact[1], labels, token_weights)
+    oracle.backward()
+    hidden.requires_grad_(frozen != "hidden")
+    weight.requires_grad_(frozen != "weight")
+    calls = count_onednn_calls(monkeypatch)
+    loss = chunked_cross_entropy(hidden, weight, labels, token_weights, chunk_tokens=128)
+    loss.backward()
+    # Chunks of 128 rows and of 70, padded to 96: the logits and a gradient or two of each.
+    assert len(calls) == 2 * (3 if frozen == "nothing" else 2)
+    torch.testing.assert_close(loss.double(), oracle, rtol=1e-5, atol=0)
+    for leaf, true in zip((hidden, weight), exact, strict=True):
+        if leaf.requires_grad:
+            assert leaf.grad is not None
+            torch.testing.assert_close(leaf.grad.double(), true.grad, rtol=1e-4, atol=1e-4)
+        else:
+            assert leaf.grad is None
 
 
 def test_second_backward_is_refused() -> None:

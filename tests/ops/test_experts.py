@@ -4,6 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from onednn_calls import count_onednn_calls
 from torch import Tensor
 
 from fivefold.ops.experts import reference, run_experts, sort_pairs
@@ -102,6 +103,25 @@ def test_idle_expert_gets_zero_gradient_and_frozen_weights_none() -> None:
     x.requires_grad_()
     (grad_x,) = torch.autograd.grad(run_experts(x, chosen, weight, gate_up, down).sum(), [x])
     assert grad_x.abs().min() > 0
+
+
+def test_sizes_that_onednn_multiplies_equal_float64(monkeypatch: pytest.MonkeyPatch) -> None:
+    tokens, width, inner, experts = 250, 160, 128, 4
+    chosen = torch.stack([torch.arange(tokens) % 2, 2 + torch.arange(tokens) % 2], 1)
+    tensors = [
+        gaussian(tokens, width, seed=2, dtype=torch.float32),
+        gaussian(tokens, 2, seed=3, dtype=torch.float32).abs(),
+        gaussian(experts, 2 * inner, width, seed=4, dtype=torch.float32) / width**0.5,
+        gaussian(experts, width, inner, seed=5, dtype=torch.float32) / inner**0.5,
+    ]
+    exact = forward_and_gradients(reference, chosen, [tensor.double() for tensor in tensors])
+    calls = count_onednn_calls(monkeypatch)
+    ours = forward_and_gradients(run_experts, chosen, tensors)
+    # Two products forward and four backward, of 125 rows and three of padding each.
+    assert len(calls) == 6 * experts
+    for mine, true in zip(ours, exact, strict=True):
+        # Sums of at most 256 terms of order one: some hundred roundings of 2^-24.
+        torch.testing.assert_close(mine.double(), true, rtol=1e-5, atol=1e-4)
 
 
 @pytest.mark.parametrize("weight_dtype", [torch.bfloat16, torch.float32])

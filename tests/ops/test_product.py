@@ -2,9 +2,9 @@
 
 import pytest
 import torch
+from onednn_calls import count_onednn_calls
 from torch.testing import assert_close
 
-from fivefold.ops import product as product_module
 from fivefold.ops.product import Packed, common_rows, linear, product, reference
 
 # One below the size from which oneDNN is called, one above, one far above and not a round number.
@@ -16,11 +16,7 @@ def _random(*shape: int, seed: int = 0) -> torch.Tensor:
 
 
 def test_the_larger_shapes_reach_onednn(monkeypatch: pytest.MonkeyPatch) -> None:
-    calls = []
-    multiply = product_module._multiply
-    monkeypatch.setattr(
-        product_module, "_multiply", lambda *args: calls.append(1) or multiply(*args)
-    )
+    calls = count_onednn_calls(monkeypatch)
     for rows, inputs, outputs in SHAPES:
         linear(_random(rows, inputs), _random(outputs, inputs))
     assert len(calls) == 2, "this build of torch has no oneDNN, or its entry point has moved"
@@ -45,6 +41,30 @@ def test_linear_and_its_gradients_are_those_of_float64(
         assert mine.grad is not None
         assert theirs.grad is not None
         assert_close(mine.grad.double(), theirs.grad, rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("learns", ["x", "weight", "bias"])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_only_what_learns_gets_a_gradient_and_costs_a_product(
+    monkeypatch: pytest.MonkeyPatch, shape: tuple[int, int, int], learns: str
+) -> None:
+    rows, inputs, outputs = shape
+    names = ["x", "weight", "bias"]
+    leaves = [_random(rows, inputs), _random(outputs, inputs, seed=1), _random(outputs, seed=2)]
+    pull = _random(rows, outputs, seed=3)
+    exact = [leaf.double().requires_grad_() for leaf in leaves]
+    (reference(*exact) * pull.double()).sum().backward()
+    for name, leaf in zip(names, leaves, strict=True):
+        leaf.requires_grad_(name == learns)
+    calls = count_onednn_calls(monkeypatch)
+    (linear(*leaves) * pull).sum().backward()
+    for name, leaf, oracle in zip(names, leaves, exact, strict=True):
+        assert (leaf.grad is not None) == (name == learns)
+        if leaf.grad is not None:
+            assert oracle.grad is not None
+            assert_close(leaf.grad.double(), oracle.grad, rtol=1e-4, atol=1e-3)
+    forward_and_backward = 2 if learns != "bias" else 1
+    assert len(calls) == (forward_and_backward if shape != SHAPES[0] else 0)
 
 
 def test_linear_takes_leading_axes_and_strided_input() -> None:
@@ -100,6 +120,22 @@ def test_the_result_may_be_changed_in_place(rows: int) -> None:
 
 
 def test_few_numbers_of_rows_occur() -> None:
+    assert len({common_rows(rows) for rows in range(33)}) == 17
+    assert all(rows <= common_rows(rows) < rows * 1.25 for rows in range(1, 33))
     padded = {common_rows(rows) for rows in range(33, 4097)}
     assert len(padded) < 90
     assert all(rows <= common_rows(rows) < rows + 32 + rows / 16 for rows in range(5000))
+
+
+@pytest.mark.parametrize("size", [(336, 256), (1100, 256), (64, 4160)])
+def test_few_numbers_of_rows_reach_onednn(
+    monkeypatch: pytest.MonkeyPatch, size: tuple[int, int]
+) -> None:
+    """It keeps half a megabyte of code for each: that of a server must not grow with its load."""
+    calls = count_onednn_calls(monkeypatch)
+    packed, weight = Packed(_random(*size)), _random(*size, seed=1)
+    for rows in range(1, 129):
+        x = _random(rows, size[1])
+        packed.linear(x)
+        linear(x, weight)
+    assert len({rows for rows, _ in calls}) <= 16 + 3

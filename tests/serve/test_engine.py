@@ -332,7 +332,11 @@ def misshapen(weights: dict[str, torch.Tensor]) -> None:
     weights["norm.weight"] = torch.zeros(3)
 
 
-@pytest.mark.parametrize("spoil", [missing, unknown, misshapen])
+def whole_numbers(weights: dict[str, torch.Tensor]) -> None:
+    weights["norm.weight"] = weights["norm.weight"].long()
+
+
+@pytest.mark.parametrize("spoil", [missing, unknown, misshapen, whole_numbers])
 def test_wrong_weights_are_refused_and_the_old_ones_go_on(spoil: Any) -> None:
     engine = own_engine(deterministic=True)
     request = engine.add(prompt_of(30), GREEDY)

@@ -58,5 +58,6 @@ def test_random_requests_break_nothing() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_many_random_requests_break_nothing() -> None:
     attack(300)

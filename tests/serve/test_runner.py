@@ -57,9 +57,9 @@ def hidden_in_steps(model: Transformer, ids: torch.Tensor, runner: FusedRunner) 
     return hidden
 
 
-def runner_of(model: Transformer) -> FusedRunner:
+def runner_of(model: Transformer, *, draft_tokens: int = 0) -> FusedRunner:
     dtype, device = model.lm_head.weight.dtype, torch.device("cpu")
-    sizes = EngineConfig(block_tokens=BLOCK, pool_tokens=20 * BLOCK)
+    sizes = EngineConfig(block_tokens=BLOCK, pool_tokens=20 * BLOCK, draft_tokens=draft_tokens)
     pool = CachePool(model.config, sizes, dtype, device)
     return FusedRunner(model, pool)
 

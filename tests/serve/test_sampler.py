@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 
-from fivefold.serve.request import SamplingParams
+from fivefold.serve.request import RequestError, SamplingParams
 from fivefold.serve.sampler import Draw, choose, invert, log_distribution, uniform
 
 LOGITS = torch.tensor([2.0, 1.0, 0.5, -1.0, -3.0, 0.5])
@@ -51,6 +51,54 @@ def test_distribution_is_that_of_plain_python(params: SamplingParams) -> None:
     found = log_distribution(LOGITS[None], [params])[0].exp()
     expected = torch.tensor(plain_distribution(LOGITS.tolist(), params))
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-7)
+
+
+LEAST = 5e-324
+"""The smallest float; fp32 rounds it to 0."""
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    temperature=st.one_of(st.sampled_from([0.0, LEAST, 1e308]), st.floats(0, 1e308)),
+    top_p=st.one_of(st.just(LEAST), st.floats(0, 1, exclude_min=True)),
+    min_p=st.one_of(st.just(LEAST), st.floats(0, 1)),
+    top_k=st.one_of(st.integers(0, 7), st.just(2**80)),
+    bias=st.dictionaries(st.integers(0, 5), st.floats(-1e30, 1e30), max_size=6),
+    seed=st.integers(0, 100),
+)
+def test_every_setting_that_is_accepted_draws_a_possible_token(
+    temperature: float,
+    top_p: float,
+    min_p: float,
+    top_k: int,
+    bias: dict[int, float],
+    seed: int,
+) -> None:
+    params = SamplingParams(
+        temperature=temperature,
+        top_p=top_p,
+        min_p=min_p,
+        top_k=top_k,
+        logit_bias=tuple(bias.items()),
+    )
+    params.check(len(LOGITS))
+    choice = choose(LOGITS[None], [Draw(params, seed, 3)])
+    assert 0 <= int(choice.token_M) < len(LOGITS)
+    assert -math.inf < float(choice.sampled_M) <= 0
+    log_p = log_distribution(LOGITS[None], [params])
+    assert float(log_p.exp().sum()) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("params", [SamplingParams(top_p=LEAST), SamplingParams(temperature=LEAST)])
+def test_the_narrowest_setting_leaves_the_best_token(params: SamplingParams) -> None:
+    log_p = log_distribution(LOGITS[None], [params])[0]
+    assert log_p.exp().tolist() == [1.0] + 5 * [0.0]
+
+
+@pytest.mark.parametrize("by", [1e31, -1e31, math.inf, math.nan])
+def test_a_bias_that_fp32_cannot_carry_is_refused(by: float) -> None:
+    with pytest.raises(RequestError, match="logit_bias"):
+        SamplingParams(logit_bias=((0, by),)).check(10)
 
 
 @pytest.mark.parametrize("params", SETTINGS)
