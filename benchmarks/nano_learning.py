@@ -4,17 +4,23 @@ Usage: `python benchmarks/nano_learning.py RUN_DIR`, a finished run of `nano`, o
 model (`adapt_dsa`) is taken; the stages after it run anew for each seed, with the recipe's configs.
 Prints one JSON object a seed: after each stage the pass rate of both skills on the same held-out
 problems with its standard error, sampled as RL samples and greedily, and the stage's seconds of
-wall and CPU. The last line sums up. Distillation's generated tokens stand beside those of the two
-RL stages. The published 9-30 is compute saved against fine-tuning on a teacher's samples (Thinking
-Machines Lab, "On-Policy Distillation", 2025); against RL, Qwen3's report saves 10 in GPU hours.
+wall and CPU. The last line sums up, and says of each claim (`CLAIMS`) what every seed found; with
+the seeds, commit, versions and machine it is also the record, `benchmarks/results/NAME.json`,
+rewritten after each seed. A claim that fails is a result, not an error.
+
+Distillation's generated tokens stand beside those of the two RL stages. The published 9-30 is
+compute saved against fine-tuning on a teacher's samples (Thinking Machines Lab, "On-Policy
+Distillation", 2025); against RL, Qwen3's report saves 10 in GPU hours.
 """
 
 import argparse
 import asyncio
 import json
+import math
 import os
 import shutil
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,8 +29,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from harness import RESULTS
 
+from fivefold.artifact import write_json
 from fivefold.config import apply_overrides
+from fivefold.manifest import describe_run
 from fivefold.metrics import StageMetrics, read_metrics
 from fivefold.models.convert import read_checkpoint
 from fivefold.recipes.nano_post import SKILL_A, SKILL_B, post_training
@@ -39,6 +48,16 @@ from fivefold.verify.verifier import Verifier
 
 PUBLISHED_RATIO = "9-30"
 EXAMINED_PROMPTS = 400
+CLAIMS: dict[str, tuple[float, float]] = {
+    "start_a_percent": (30, 60),
+    "gain_a_points": (25, math.inf),
+    "rl_a_cpu_seconds": (0, 120),
+    "forgotten_a_points": (5, math.inf),
+    "below_teacher_a_points": (-math.inf, 5),
+    "below_teacher_b_points": (-math.inf, 5),
+    "tokens_ratio": (1, math.inf),
+}
+"""Least and largest value of what is claimed of every seed; skill A is the first that RL learns."""
 GREEDY, SAMPLED = 0.0, 1.0
 
 
@@ -63,20 +82,41 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 1))
     parser.add_argument("--keep", type=Path, help="directory in which the stages stay")
     parser.add_argument("--set", nargs="*", default=[], help="overrides, `stage.key=value`")
+    parser.add_argument("--examined", type=int, default=EXAMINED_PROMPTS, help="problems a skill")
+    parser.add_argument("--name", default="nano_learning", help="of the record")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     found = []
     for seed in options.seeds:
         directory = (options.keep or Path(tempfile.mkdtemp())) / f"seed_{seed}"
-        found.append(learn(options.run, directory, seed, options.threads, options.set))
+        found.append(
+            learn(options.run, directory, seed, options.threads, options.set, options.examined)
+        )
         print(json.dumps(found[-1]), flush=True)
         if options.keep is None:
             shutil.rmtree(directory.parent)
-    print(json.dumps(summarise(found)))
+        record(options, found)
+    print(json.dumps(summarise(found, options.name)))
+
+
+def record(options: argparse.Namespace, found: Sequence[Mapping[str, Any]]) -> None:
+    """Write what is known so far."""
+    manifest = describe_run(
+        options.name,
+        seed=found[0]["seed"],
+        device="cpu",
+        threads=options.threads,
+        config_hash="",
+        command=sys.argv,
+    )
+    settings = {"examined": options.examined, "overrides": options.set, "run": str(options.run)}
+    summary = summarise(found, options.name)
+    content = {**summary, "settings": settings, "seeds": list(found), "manifest": manifest}
+    write_json(RESULTS / f"{options.name}.json", content)
 
 
 def learn(
-    run: Path, directory: Path, seed: int, threads: int, overrides: Sequence[str]
+    run: Path, directory: Path, seed: int, threads: int, overrides: Sequence[str], examined: int
 ) -> dict[str, Any]:
     """Run the stages of one seed and examine what each leaves."""
     stages = post_training()
@@ -88,11 +128,11 @@ def learn(
         seconds = execute(stage, places, seed, threads)
         if (places[stage.name] / "checkpoint").is_dir():
             checkpoint = places[stage.name] / "checkpoint"
-            examined = {
-                name: examine(checkpoint, temperature)
+            rates = {
+                name: examine(checkpoint, temperature, examined)
                 for name, temperature in (("sampled", SAMPLED), ("greedy", GREEDY))
             }
-            result["stages"][stage.name] = {**examined, **seconds}
+            result["stages"][stage.name] = {**rates, **seconds}
             tokens = sampled_tokens(directory / "metrics.jsonl", stage.name)
             if tokens:
                 result["stages"][stage.name]["generated_tokens"] = tokens
@@ -113,9 +153,9 @@ def execute(stage: Stage, places: Mapping[str, Path], seed: int, threads: int) -
     }
 
 
-def examine(checkpoint: Path, temperature: float) -> dict[str, list[float]]:
+def examine(checkpoint: Path, temperature: float, prompts: int) -> dict[str, list[float]]:
     """Return each skill's pass rate on held-out problems and its standard error."""
-    config = examination(temperature)
+    config = examination(temperature, prompts)
     model = read_checkpoint(checkpoint, dtype=torch.float32, device="cpu")
     tokenizer = load_tokenizer(checkpoint)
 
@@ -132,7 +172,7 @@ def examine(checkpoint: Path, temperature: float) -> dict[str, list[float]]:
     }
 
 
-def examination(temperature: float) -> RlConfig:
+def examination(temperature: float, prompts: int) -> RlConfig:
     """Return the recipe's own RL of both skills, with more held-out problems."""
     configs = {stage.name: stage.config for stage in post_training()}
     first, second = configs["rl_a"], configs["rl_b"]
@@ -140,7 +180,7 @@ def examination(temperature: float) -> RlConfig:
     assert isinstance(second, RlConfig)
     evaluation = first.evaluation.model_copy(
         update={
-            "prompts": EXAMINED_PROMPTS,
+            "prompts": prompts,
             "rollouts": 1,
             "temperature": temperature,
             "also": (),
@@ -164,6 +204,9 @@ def judge(stages: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
 
     tokens = {stage: stages[stage]["generated_tokens"] for stage in ("rl_a", "rl_b", "distill")}
     return {
+        "start_a_percent": round(rate("sft", SKILL_A), 1),
+        "rl_a_cpu_seconds": stages["rl_a"]["cpu_seconds"],
+        "rl_a_wall_seconds": stages["rl_a"]["wall_seconds"],
         "gain_a_points": round(rate("rl_a", SKILL_A) - rate("sft", SKILL_A), 1),
         "gain_b_points": round(rate("rl_b", SKILL_B) - rate("rl_a", SKILL_B), 1),
         "forgotten_a_points": round(rate("rl_a", SKILL_A) - rate("rl_b", SKILL_A), 1),
@@ -173,9 +216,23 @@ def judge(stages: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     }
 
 
-def summarise(found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def check(found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return each claim with what every seed found, and whether it holds for all of them."""
+    claims = {}
+    for name, (least, most) in CLAIMS.items():
+        values = [one[name] for one in found]
+        limits = {"least": least, "largest": most}
+        claims[name] = {
+            **{side: limit for side, limit in limits.items() if math.isfinite(limit)},
+            "found": values,
+            "holds": all(least <= value <= most for value in values),
+        }
+    return claims
+
+
+def summarise(found: Sequence[Mapping[str, Any]], title: str) -> dict[str, Any]:
     """Return mean, least and largest of every judgement, in the shape of the other benchmarks."""
-    names = [name for name in found[0] if name.endswith(("_points", "_ratio"))]
+    names = [n for n in found[0] if n.endswith(("_points", "_ratio", "_percent", "_seconds"))]
     spread = {
         name: {
             "mean": round(statistics.fmean(one[name] for one in found), 1),
@@ -191,12 +248,13 @@ def summarise(found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         for side, stages in (("ours", ("distill",)), ("peer", ("rl_a", "rl_b")))
     }
     return {
-        "name": "nano_learning",
+        "name": title,
         "ratio": statistics.median(one["tokens_ratio"] for one in found),
         **tokens,
         "unit": "generated tokens: RL of both skills over their distillation",
         "pairs": len(found),
         "published_ratio": PUBLISHED_RATIO,
+        "claims": check(found),
         **spread,
     }
 

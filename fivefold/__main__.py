@@ -16,6 +16,7 @@ from rich.text import Text
 
 from fivefold.config import validate
 from fivefold.errors import ConfigError, FivefoldError
+from fivefold.recipes.attempt_command import attempts
 from fivefold.recipes.rl_command import rl
 
 Overrides = Annotated[
@@ -305,6 +306,7 @@ def serve(
 COMMANDS: dict[str, Callable[..., None]] = {
     "run": run,
     "rl": rl,
+    "attempts": attempts,
     "plan": plan,
     "schedule": schedule,
     "report": report,

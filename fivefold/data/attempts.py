@@ -127,7 +127,7 @@ def filter_by_difficulty(counts: Mapping[str, PassCount], config: DifficultyConf
             dropped[key] = UNSCORED
         elif Fraction(k, n) < lowest or (config.needs_pass and k == 0):
             dropped[key] = TOO_HARD
-        elif Fraction(k, n) > highest:
+        elif Fraction(k, n) > highest or (config.needs_miss and k == n):
             dropped[key] = TOO_EASY
         else:
             kept.append(key)

@@ -1,4 +1,8 @@
-"""Configs of conversations for training: how they are rendered, held out, packed and chosen."""
+"""Configs of conversations for training: how they are rendered, held out, packed and chosen.
+
+How they are chosen from attempts at problems is told here too, and which of the problems are worth
+RL: both are windows of the solve rate, k passes of n scored attempts.
+"""
 
 from typing import Literal
 
@@ -40,6 +44,8 @@ class DifficultyConfig(Config):
     """Largest rate that stays, inclusive."""
     needs_pass: bool = True
     """Drop what was never solved, whatever `lowest` says: it may be wrong or impossible."""
+    needs_miss: bool = False
+    """Drop what was always solved, whatever `highest` says: equal rewards teach RL nothing."""
     least_scored: int = pydantic.Field(default=1, ge=1)
     """Scored attempts without which nothing is known of a prompt."""
 
@@ -52,3 +58,24 @@ class DifficultyConfig(Config):
                 fix="Correct the window",
             )
         return self
+
+
+class ChooseConfig(Config):
+    """What becomes of attempts: conversations to learn from, and problems for RL."""
+
+    take: Literal["passing", "best"] = "passing"
+    """Each different passing answer of a problem (rejection sampling), or its best (best-of-n)."""
+    least_reward: float = 1.0
+    """Least reward of an answer that is learned, with either way of taking."""
+    most_per_problem: int = pydantic.Field(default=4, gt=0)
+    """Passing answers of one problem at most, so that easy problems do not crowd out hard ones."""
+    learned: DifficultyConfig = DifficultyConfig()
+    """Problems whose answers are learned."""
+    trained: DifficultyConfig = DifficultyConfig(needs_miss=True)
+    """Problems that RL trains on: 0 < k < n, for equal rewards have no advantage."""
+    heldout_share: float = pydantic.Field(default=0.05, ge=0, lt=1)
+    """Share of the learned problems, at least one of two or more, that is validated on instead."""
+    heldout_seed: int = 0
+    """Seed of that choice."""
+    shown: int = pydantic.Field(default=3, ge=0)
+    """Conversations of each source that the report shows."""

@@ -42,7 +42,8 @@ class FileTask:
             MissingFileError: there is no such file.
             CorruptFileError: an unusable row (unless they are skipped), or no usable one.
         """
-        path = Path(config.path).expanduser()
+        self.path = path = Path(config.path).expanduser()
+        """The file."""
         if not path.is_file():
             raise MissingFileError(
                 expected=f"a task file at `{config.path}`", found="no such file", fix="Correct it"
@@ -52,7 +53,8 @@ class FileTask:
         """The file's name without its ending."""
         self.faults: tuple[RowFault, ...] = ()
         """Rows that were left out, with their reasons."""
-        problems = self._read(path)
+        self.rows = tuple(problems := self._read(path))
+        """Usable rows in the file's order; `problem` gives them in the configured one."""
         if config.order == "rising":
             problems.sort(key=lambda problem: problem.difficulty)
         self._problems = tuple(problems)

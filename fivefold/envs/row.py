@@ -6,8 +6,9 @@
 `solution` (reasoning and visible text of a right answer). A verifier of the kind `function` is
 given the row's other fields as its arguments, `answer` included.
 
-Surprise: without `solution`, the answer itself is one, spelled where the verifier looks for it; not
-known are only those of verifiers that compare with no answer.
+Surprise: without `solution`, the answer itself is one, spelled where the verifier looks for it.
+None is known where the verifier compares with no answer (`format`, `function`), or where several
+judge together (`all`): such rows give their own.
 """
 
 from collections.abc import Mapping
@@ -15,7 +16,7 @@ from typing import Any
 
 from fivefold.envs.task import Problem, name_group
 from fivefold.errors import ConfigError
-from fivefold.text.conversation import Message, read_messages
+from fivefold.text.conversation import Message, read_messages, write_messages
 from fivefold.text.tool import as_json
 from fivefold.verify.config import (
     AllSpec,
@@ -69,6 +70,20 @@ def read_row(
         difficulty=float(difficulty),
         solution=_read_solution(fields, spec, where),
     )
+
+
+def write_row(problem: Problem) -> dict[str, Any]:
+    """Return a row that `read_row` reads as the same problem."""
+    row: dict[str, Any] = {
+        "id": problem.id,
+        "messages": write_messages(problem.prompt),
+        "verifier": problem.spec.model_dump(mode="json"),
+        "difficulty": problem.difficulty,
+    }
+    if problem.solution is not None:
+        row["solution"] = problem.solution.content
+        row["thinking"] = problem.solution.reasoning_content
+    return row
 
 
 def _read_prompt(row: Mapping[str, Any], where: str) -> tuple[Message, ...]:

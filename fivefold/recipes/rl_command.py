@@ -31,7 +31,7 @@ def rl(
 
     Args:
         checkpoint: A Hugging Face directory to start from.
-        overrides: Changes of single values of the stages `rl` and `sft`, as `rl.batches=200`.
+        overrides: Changes of single values of the stages, as `rl.batches=200`.
         task: A skill (copy, reverse, last_letters, count_letter, add, sort, compare, largest),
             `gym:NAME` of reasoning-gym, a `.jsonl` of problems, or a `.py` with `problem(index,
             seed)`; docs/rl.md describes both files.
@@ -46,7 +46,6 @@ def rl(
         device: Where to compute; auto takes the first CUDA device, else the CPU.
         threads: CPU threads; all cores if not given.
     """
-    from fivefold.config import apply_overrides
     from fivefold.recipes.launch import run_pipeline
     from fivefold.recipes.rl_run import rl_stages
     from fivefold.recipes.task_argument import read_task
@@ -59,10 +58,8 @@ def rl(
     console = Console(stderr=True)
     named = read_task(task, verifier=verifier, levels=levels)
     run = run_dir or Path("runs") / f"rl-{named.name}"
-    stages = rl_stages(checkpoint, named, run, sft=sft, thinking=thinking)
+    stages = rl_stages(checkpoint, named, run, sft=sft, thinking=thinking, overrides=overrides)
     check_template(checkpoint)
-    configs = apply_overrides({stage.name: stage.config for stage in stages}, overrides)
-    stages = [stage.with_config(configs[stage.name]) for stage in stages]
     if not sft and is_base_model(checkpoint):
         console.print(
             "This is a base model, which has seen no conversation: unless it answers something "

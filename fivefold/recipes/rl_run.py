@@ -2,32 +2,37 @@
 
     start -> task -> [solved -> sft] -> rl
 
-`start` takes the checkpoint, `task` looks at the task and holds rows of a file out, `solved` and
-`sft` teach its own solutions first, `rl` is the stage that recipes use. Where a base model answers
+`start` takes the checkpoint, `task` looks at the task and holds problems out, `solved` and `sft`
+teach its own solutions first, `rl` is the stage that recipes use. Where a base model answers
 nothing right, no reward tells its answers apart and nothing can be learned; a few hundred solved
 problems give it the form of an answer, and a chance. That is a stage of its own and not a trick
 inside RL, so that the report shows what each of the two gave.
 
 Surprise: two settings come from the task. Solutions without thinking ask for prompts without, and
-the longest response allowed is twice the longest known solution.
+the longest response allowed is twice the longest known solution. And some of the stage `task` come
+from the others: which problems may train, and how long a prompt may be.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import dataclasses
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
 import xxhash
 
+from fivefold.config import Config, apply_overrides
 from fivefold.data.conversation_config import ConversationsConfig
-from fivefold.envs.config import FileConfig, SolvedConfig, TasksConfig
+from fivefold.envs.config import FileConfig, ProceduralConfig, SolvedConfig, TasksConfig
+from fivefold.envs.file_task import FileTask
 from fivefold.envs.open_task import open_task
 from fivefold.envs.stages import TasksStage
-from fivefold.envs.task import Problem, Task, TaskError
+from fivefold.envs.task import Task
 from fivefold.errors import ConfigError
 from fivefold.models.config import read_config
 from fivefold.recipes.start_stage import StartStage, start_config
 from fivefold.recipes.task_argument import OwnTask
+from fivefold.recipes.task_length import Sizes, does_think, measure, see_problems
+from fivefold.rl.heldout import LEAST_ROWS, heldout_rows
 from fivefold.rl.loop_config import (
     EvaluationConfig,
     RecordConfig,
@@ -36,22 +41,15 @@ from fivefold.rl.loop_config import (
     SourceConfig,
     UpdateConfig,
 )
-from fivefold.rl.own_task import LEAST_ROWS, OwnTaskConfig, OwnTaskStage, heldout_rows
+from fivefold.rl.own_task import OwnTaskConfig, OwnTaskStage
 from fivefold.rl.preset import icepop
 from fivefold.rl.stages import RlStage
 from fivefold.serve.config import EngineConfig
 from fivefold.stage import Stage
-from fivefold.text.template import render, render_prompt
-from fivefold.text.tokenizer import Tokenizer, load_tokenizer
+from fivefold.text.tokenizer import load_tokenizer
 from fivefold.train.sft_config import SftConfig
 from fivefold.train.stages import SftStage
 
-_SEEN = 100
-"""Problems whose solutions decide about thinking and lengths."""
-_UNKNOWN_TOKENS = 128
-"""Longest response where no solution is known."""
-_ROW_TOKENS = 4096
-"""Places of a row of RL where the model's context has as many."""
 _PLACES = 8192
 """Places of a forward and backward."""
 _EXAMINED = 64
@@ -67,29 +65,36 @@ def rl_stages(
     *,
     sft: int = 0,
     thinking: Literal["auto", "on", "off"] = "auto",
+    overrides: Sequence[str] = (),
 ) -> list[Stage]:
     """Return the stages that train a checkpoint on a task in the directory `run`.
 
     `sft` counts the solved problems to learn first; `auto` thinks where the task's solutions do.
+    `overrides` change single values, as `rl.batches=200`.
 
     Raises:
         FivefoldError: a checkpoint that is not whole, a task that cannot be opened, problems that
-            leave no room for an answer, solutions asked for and not known.
+            leave no room for an answer, solutions asked for and not known, an unknown override.
     """
     start = start_config(checkpoint)
     tokenizer = load_tokenizer(checkpoint)
+    # What is said of the task itself comes first: the other stages are made from it.
+    mine = [override for override in overrides if override.partition(".")[0] == "task"]
+    looked_at = apply_overrides({"task": OwnTaskConfig(task=task.config)}, mine)["task"]
+    task = dataclasses.replace(task, config=looked_at.task)
     opened = open_task(task.config)
-    seen = _see(opened, needs_solutions=sft > 0)
-    has_thoughts = any(p.solution and p.solution.reasoning_content for p in seen)
+    seen = see_problems(opened, needs_solutions=sft > 0)
     knows_all = all(p.solution for p in seen)
-    thinks = thinking == "on" or (thinking == "auto" and (has_thoughts or not knows_all))
+    thinks = thinking == "on" or (thinking == "auto" and (does_think(seen) or not knows_all))
     limit = read_config(checkpoint).max_position_embeddings
-    sizes = _measure(seen, tokenizer, limit, thinks=thinks)
-    looked_at = OwnTaskConfig(task=task.config, content_hash=_hash_files(task))
-    source = _source(task, opened, looked_at, run)
-    stages: list[Stage] = [StartStage("start", start), OwnTaskStage("task", looked_at)]
+    sizes = measure(seen, tokenizer, limit, thinks=thinks)
+    known = {"content_hash": _hash_files(task), "name": task.name}
+    looked_at = looked_at.model_copy(update=known)
+    source, heldout = _source(task, opened, looked_at, run)
+    looks = OwnTaskStage("task", looked_at, needs={"start": "start"})
+    stages: list[Stage] = [StartStage("start", start), looks]
     if sft:
-        solved = _solved(source, opened, looked_at, sft, thinks=thinks)
+        solved = _solved(source, opened, heldout, sft, thinks=thinks)
         kept = TasksConfig(sources={task.name: solved})
         stages += [
             TasksStage("solved", kept, needs={"task": "task"}),
@@ -100,60 +105,40 @@ def rl_stages(
             ),
         ]
     needs = {"start": "sft" if sft else "start", "tokenizer": "start", "task": "task"}
-    return [*stages, RlStage("rl", _rl(source, sizes, thinks=thinks), needs=needs)]
+    stages.append(RlStage("rl", _rl(source, sizes, heldout, thinks=thinks), needs=needs))
+    configs = apply_overrides({stage.name: stage.config for stage in stages}, overrides)
+    configs["task"] = looked_at.model_copy(update=_demands(configs, limit))
+    # What is said of these on the command line stands.
+    configs |= apply_overrides({"task": configs["task"]}, mine)
+    return [stage.with_config(configs[stage.name]) for stage in stages]
 
 
-@dataclass(frozen=True)
-class _Sizes:
-    """Lengths that the task's problems ask for."""
-
-    new_tokens: int
-    """Longest response."""
-    solved_tokens: int
-    """Row of the fine-tuning: a prompt with its solution, and then some."""
-    row_tokens: int
-    """Row of RL; samples are packed as narrow as they allow."""
-
-
-def _see(task: Task, *, needs_solutions: bool) -> list[Problem]:
-    count = _SEEN if task.size is None else min(task.size, _SEEN)
-    problems = [task.problem(index) for index in range(count)]
-    unsolved = next((p for p in problems if p.solution is None), None)
-    if needs_solutions and unsolved is not None:
-        raise TaskError(
-            expected=f"a solution of `{unsolved.id}`, for `--sft`",
-            found="none: the task does not know it",
-            fix="Give `solution` in the task's rows, or leave `--sft` out",
-        )
-    return problems
-
-
-def _measure(problems: list[Problem], tokenizer: Tokenizer, limit: int, *, thinks: bool) -> _Sizes:
-    """Return how long responses and rows may be: powers of two, within the model's context."""
-    prompts, answers = [0], list[int]()
-    for problem in problems:
-        prompt = len(render_prompt(problem.prompt, tokenizer, enable_thinking=thinks))
-        prompts.append(prompt)
-        if problem.solved is not None:
-            answers.append(len(render(problem.solved, tokenizer, close=True).ids) - prompt)
-    wanted = 2 * max(answers) if answers and thinks == _thinks(problems) else _UNKNOWN_TOKENS
-    new_tokens = max(1 << (wanted - 1).bit_length(), 16)
-    room = limit - 1 - max(prompts)
-    if room < 16:
+def _demands(configs: Mapping[str, Config], limit: int) -> dict[str, object]:
+    """Return what the stage `task` has to know of the others: fields of its config."""
+    rl, solved = configs["rl"], configs.get("solved")
+    assert isinstance(rl, RlConfig), "the last stage is `rl`"
+    trained = rl.batches * rl.sampling.batch_prompts * (1 + rl.sampling.refill_rounds)
+    heldout = rl.evaluation.prompts
+    if isinstance(solved, TasksConfig):
+        trained = max(trained, *(source.problems for source in solved.sources.values()))
+        heldout = max(heldout, *(source.heldout_problems for source in solved.sources.values()))
+    is_divided = isinstance(rl.sources[0].task, FileConfig | ProceduralConfig)
+    # A sample takes a place less in a row of the trainer than it has tokens.
+    most = min(limit, rl.update.row_tokens + 1)
+    longest = most - rl.sampling.max_new_tokens
+    if longest < 1:
         raise ConfigError(
-            expected=f"prompts that leave room for an answer within the model's {limit} tokens",
-            found=f"one of {max(prompts)} tokens",
-            fix="Shorten the prompts, or train a checkpoint with a longer context",
+            expected=f"`rl.sampling.max_new_tokens` that leave room for a prompt within {most} "
+            "tokens, of the model's context and of a row of the trainer",
+            found=str(rl.sampling.max_new_tokens),
+            fix="Lower it, or raise `rl.update.row_tokens` where that is shorter",
         )
-    new_tokens = min(new_tokens, room)
-    # Prompts that are not seen here may be longer.
-    solved_tokens = max(1 << (2 * max(prompts) + new_tokens).bit_length(), 128)
-    row_tokens = max(min(limit, _ROW_TOKENS), solved_tokens)
-    return _Sizes(new_tokens, min(solved_tokens, limit), min(row_tokens, limit))
-
-
-def _thinks(problems: list[Problem]) -> bool:
-    return any(p.solution and p.solution.reasoning_content for p in problems)
+    return {
+        "trained": trained,
+        "heldout": 0 if is_divided else heldout,
+        "longest_prompt_tokens": longest,
+        "thinks": rl.sampling.thinks,
+    }
 
 
 def _hash_files(task: OwnTask) -> str:
@@ -168,44 +153,44 @@ def _hash_files(task: OwnTask) -> str:
     return content.hexdigest()[:16] if files else ""
 
 
-def _source(task: OwnTask, opened: Task, looked_at: OwnTaskConfig, run: Path) -> SourceConfig:
-    """Return what is trained and examined on; rows of a file as the stage `task` divides them."""
-    if not isinstance(task.config, FileConfig):
-        return SourceConfig(task=task.config)
-    assert opened.size is not None, "a file ends"
+def _source(
+    task: OwnTask, opened: Task, looked_at: OwnTaskConfig, run: Path
+) -> tuple[SourceConfig, int | None]:
+    """Return what is trained and examined on, as the stage `task` divides it.
+
+    And of a file, how many rows are held out.
+    """
+    if isinstance(task.config, ProceduralConfig):
+        return SourceConfig(task=task.config), None
     place = run / "task"
-    name = Path(task.config.path).name
+    if not isinstance(opened, FileTask) or not isinstance(task.config, FileConfig):
+        # The problems are held out when the stage runs.
+        path = place / "heldout" / f"{task.name}.jsonl"
+        heldout = FileConfig(path=str(path), order="file")
+        return SourceConfig(task=task.config, heldout=heldout), None
     parts = {
-        part: task.config.model_copy(update={"path": str(place / part / name)})
+        part: task.config.model_copy(update={"path": str(place / part / opened.path.name)})
         for part in ("train", "heldout")
     }
-    has_heldout = bool(heldout_rows(opened.size, looked_at))
-    return SourceConfig(task=parts["train"], heldout=parts["heldout"] if has_heldout else None)
+    count = len(heldout_rows(opened, looked_at.heldout_share, looked_at.most_heldout))
+    return SourceConfig(task=parts["train"], heldout=parts["heldout"] if count else None), count
 
 
 def _solved(
-    source: SourceConfig,
-    opened: Task,
-    looked_at: OwnTaskConfig,
-    problems: int,
-    *,
-    thinks: bool,
+    source: SourceConfig, opened: Task, heldout: int | None, problems: int, *, thinks: bool
 ) -> SolvedConfig:
-    heldout = _VALIDATED
-    if isinstance(source.task, FileConfig):
-        assert opened.size is not None, "a file ends"
-        heldout = min(heldout, len(heldout_rows(opened.size, looked_at)))
-        if not heldout:
-            raise ConfigError(
-                expected=f"at least {LEAST_ROWS} rows to fine-tune on, one of them to validate on",
-                found=str(opened.size),
-                fix="Add rows, or leave `--sft` out",
-            )
+    if heldout == 0:
+        raise ConfigError(
+            expected=f"at least {LEAST_ROWS} rows to fine-tune on, one of them to validate on "
+            "whose prompt no other row has",
+            found=f"{opened.size} rows, none of which is held out",
+            fix="Add rows, raise `task.heldout_share`, or leave `--sft` out",
+        )
     return SolvedConfig(
         task=source.task,
         problems=problems,
         heldout=source.heldout,
-        heldout_problems=heldout,
+        heldout_problems=_VALIDATED if heldout is None else min(_VALIDATED, heldout),
         thinks=thinks,
     )
 
@@ -228,8 +213,8 @@ def _sft(context_tokens: int) -> SftConfig:
     )
 
 
-def _rl(source: SourceConfig, sizes: _Sizes, *, thinks: bool) -> RlConfig:
-    examined = _EXAMINED if not isinstance(source.task, FileConfig) or source.heldout else 0
+def _rl(source: SourceConfig, sizes: Sizes, heldout: int | None, *, thinks: bool) -> RlConfig:
+    examined = 0 if heldout == 0 else _EXAMINED
     return RlConfig(
         sources=(source,),
         algorithm=icepop(16),

@@ -83,7 +83,9 @@ def _read_file_task(path: Path, function: str, verifier: str) -> OwnTask:
         if judge is None and _has_reward(path):
             judge = {"kind": "function", "target": f"{path}:reward"}
         config: TaskConfig = FunctionTaskConfig(target=target, verifier=judge)
-        return OwnTask(path.stem, config, path)
+        # Each function of a file is a task of its own, with a run directory of its own.
+        name = path.stem if function in ("", "problem") else f"{path.stem}-{function}"
+        return OwnTask(name, config, path)
     form = "gsm8k" if _is_gsm8k(path) else "rows"
     config = FileConfig(path=str(path), verifier=judge, form=form)
     return OwnTask(path.stem, config, path)

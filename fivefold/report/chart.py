@@ -43,7 +43,7 @@ class Line:
     is_noisy: bool = False
     """Draw it faint, with its running mean in full colour."""
     error: Sequence[float] | None = None
-    """Standard error of each value, drawn as a band."""
+    """Standard error of each value, drawn as a band; NaN where it is unknown, and no band."""
     is_part: bool = False
     """An earlier stretch of a line of the same name, which bears the label."""
 
@@ -175,7 +175,7 @@ def _drawable(line: Line, chart: Chart) -> Line:
     error = None
     if line.error is not None and not chart.is_log_y:
         known = dict(zip(line.x, line.error, strict=True))
-        error = [known[a] if math.isfinite(known[a]) else 0.0 for a in x]
+        error = [known[a] if math.isfinite(known[a]) else math.nan for a in x]
     return replace(line, x=x, y=y, error=error)
 
 
@@ -184,7 +184,8 @@ def _reach(line: Line) -> list[float]:
     if line.error is None:
         return list(line.y)
     pairs = list(zip(line.y, line.error, strict=True))
-    return [y + side * BAND_ERRORS * error for y, error in pairs for side in (-1, 1)]
+    edges = [y + side * BAND_ERRORS * error for y, error in pairs for side in (-1, 1)]
+    return [*line.y, *(edge for edge in edges if math.isfinite(edge))]
 
 
 def _svg(chart: Chart, lines: Sequence[Line], x_axis: Axis, y_axis: Axis) -> Markup:
@@ -200,7 +201,11 @@ def _svg(chart: Chart, lines: Sequence[Line], x_axis: Axis, y_axis: Axis) -> Mar
     return element(
         "svg",
         element("g", *grid, *_dividers(chart, x_axis), class_="grid"),
-        *(_draw_band(line, x_axis, y_axis, chart.height) for line in lines if line.error),
+        *(
+            _draw_band(stretch, x_axis, y_axis, chart.height)
+            for line in lines
+            for stretch in _stretches(line)
+        ),
         *(_draw_line(line, x_axis, y_axis, chart.height) for line in lines),
         viewBox=f"0 0 {WIDTH} {chart.height}",
         preserveAspectRatio="none",
@@ -213,6 +218,19 @@ def _dividers(chart: Chart, x_axis: Axis) -> list[Markup]:
     """Return a line where each span but the first begins."""
     places = [_round(x_axis.fraction(span.begin) * WIDTH) for span in chart.spans[1:]]
     return [element("line", x1=at, x2=at, y1=0, y2=chart.height) for at in places]
+
+
+def _stretches(line: Line) -> list[Line]:
+    """Return the parts of a line without a gap whose errors are known."""
+    parts, points = list[Line](), list[tuple[float, float, float]]()
+    for point in [*zip(line.x, line.y, line.error or [], strict=False), (0.0, 0.0, math.nan)]:
+        if math.isfinite(point[2]):
+            points.append(point)
+        elif points:
+            x, y, error = zip(*points, strict=True)
+            parts.append(replace(line, x=x, y=y, error=error))
+            points = []
+    return parts
 
 
 def _draw_band(line: Line, x_axis: Axis, y_axis: Axis, height: int) -> Markup:
@@ -231,10 +249,11 @@ def _draw_band(line: Line, x_axis: Axis, y_axis: Axis, height: int) -> Markup:
 def _draw_line(line: Line, x_axis: Axis, y_axis: Axis, height: int) -> Markup:
     x, y = thin_out(line.x, line.y)
     path = _path(x, y, x_axis, y_axis, height)
-    errors = dict(zip(line.x, line.error, strict=True)) if line.error else {}
+    pairs = zip(line.x, line.error or [], strict=False)
+    errors = {a: [float(f"{error:.2g}")] for a, error in pairs if math.isfinite(error)}
     points = json.dumps(
         [
-            [float(f"{a:.5g}"), float(f"{b:.4g}"), *([float(f"{errors[a]:.2g}")] if errors else [])]
+            [float(f"{a:.5g}"), float(f"{b:.4g}"), *errors.get(a, [])]
             for a, b in zip(x, y, strict=True)
         ]
     )

@@ -1,9 +1,11 @@
 """Which metrics share a chart: the few that matter get a title, the rest get one each.
 
-Nothing is hidden: a metric that no group claims is drawn on its own, and one that never changes is
-listed with its value. Metric names follow `room/quantity_unit`.
+Nothing is hidden: a metric that no group claims is drawn on its own, one that never changes is
+listed with its value, and equal curves are one line that bears all their names. Metric names follow
+`room/quantity_unit`.
 """
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -94,6 +96,7 @@ _RL_GROUPS = (
         is_noisy=True,
         first_colour=6,
     ),
+    Group("Held-out answers not judged", "answers", r"rl/eval_(?P<name>failed)_rollouts"),
     Group("Time of a batch", "seconds", r"rl/(?P<name>sample|train)_seconds", True, 6),
 )
 GROUPS = (
@@ -162,7 +165,6 @@ def draw_curves(stage: StageRecord, gzip_bits_per_byte: float | None) -> Markup 
     for group in GROUPS:
         members = [name for name in changing if re.fullmatch(group.pattern, name)]
         claimed.update(members)
-        members = _without_twin(members, stage)
         if members:
             figures.append(_draw_group(group, members, stage, gzip_bits_per_byte))
     others = [name for name in changing if name not in claimed]
@@ -178,13 +180,14 @@ def draw_curves(stage: StageRecord, gzip_bits_per_byte: float | None) -> Markup 
     return join(parts) if any(parts) else None
 
 
-def _without_twin(members: Sequence[str], stage: StageRecord) -> list[str]:
-    """Leave one of two equal curves out: the mean over sources where there is only one."""
-    if len(members) == 2:
-        one, other = (stage.curves[name] for name in members)
-        if (one.steps, one.values) == (other.steps, other.values):
-            return list(members[:1])
-    return list(members)
+def _join_equal(members: Sequence[str], stage: StageRecord) -> list[list[str]]:
+    """Return the metrics in groups of equal curves, errors included; one line stands for each."""
+    groups: dict[tuple[object, ...], list[str]] = {}
+    for name in members:
+        error = stage.curves.get(error_of(name, stage.curves) or "")
+        course = [(c.steps, c.values) for c in (stage.curves[name], error) if c is not None]
+        groups.setdefault((repr(course),), []).append(name)
+    return list(groups.values())
 
 
 def error_of(metric: str, curves: Mapping[str, Curve]) -> str | None:
@@ -194,40 +197,45 @@ def error_of(metric: str, curves: Mapping[str, Curve]) -> str | None:
 
 
 def _errors(metric: str, stage: StageRecord) -> list[float] | None:
-    """Return the standard error of each value of a curve, 0 where none was logged."""
+    """Return the standard error of each value of a curve, NaN where none was logged."""
     name = error_of(metric, stage.curves)
     if name is None:
         return None
     error = stage.curves[name]
     known = dict(zip(error.steps, error.values, strict=True))
-    return [known.get(step, 0.0) for step in stage.curves[metric].steps]
+    return [known.get(step, math.nan) for step in stage.curves[metric].steps]
 
 
 def _draw_group(
     group: Group, members: Sequence[str], stage: StageRecord, gzip_bits_per_byte: float | None
 ) -> Markup:
     lines = []
-    for index, metric in enumerate(sorted(members)):
-        match = re.fullmatch(group.pattern, metric)
-        assert match is not None, "members were chosen by this pattern"
+    for index, equal in enumerate(_join_equal(sorted(members), stage)):
+        names = [_short_name(group, metric) for metric in equal]
+        metric = equal[0]
         curve = stage.curves[metric]
-        name = match["name"].removesuffix("_grad_norm").replace("_", " ")
-        name = f"depth {name}" if name.isdigit() else name
-        name = name.strip() or ("all" if len(members) > 1 else "")
         is_noisy = group.is_noisy and not metric.startswith("validation/")
         error = _errors(metric, stage) if group.has_error else None
         colour = group.first_colour + index
+        name = " = ".join(name or "all" for name in names)
         lines.append(Line(name, curve.x, curve.values, colour, False, is_noisy, error))
     if group.unit == "bits a byte" and gzip_bits_per_byte is not None:
         ends = [min(lines[0].x), max(lines[0].x)]
         lines.append(Line("gzip -9", ends, [gzip_bits_per_byte] * 2, 7, is_reference=True))
         members = [*members, GZIP_METRIC]
-    if len(lines) == 1:
+    if len(members) == 1:
         lines = [replace(lines[0], name="")]
     caption = _caption(members, stage)
     # A stage that learns answers is validated on answers.
     title = group.title.replace("text", "answers") if stage.learns_answers else group.title
     return draw_chart(Chart(title, stage.x_label, group.unit, lines, caption=caption))
+
+
+def _short_name(group: Group, metric: str) -> str:
+    match = re.fullmatch(group.pattern, metric)
+    assert match is not None, "members were chosen by this pattern"
+    name = match["name"].removesuffix("_grad_norm").replace("_", " ").strip()
+    return f"depth {name}" if name.isdigit() else name
 
 
 def _draw_single(metric: str, stage: StageRecord) -> Markup:

@@ -12,7 +12,6 @@ from fivefold.report.record import TOKENS_METRIC, RunRecord
 def draw_next_steps(run: RunRecord) -> Markup:
     """Return the commands with which a reader goes on."""
     recipe = str(run.manifest.get("recipe", "nano"))
-    is_recipe = " " not in recipe
     place = run.path.as_posix()
     run_recipe = f"fivefold run {recipe} --run-dir {place}"
     models = [stage.checkpoint for stage in run.stages if stage.checkpoint is not None]
@@ -38,7 +37,7 @@ def draw_next_steps(run: RunRecord) -> Markup:
     steps = [
         ("Talk to the model", f"fivefold chat {model}{_thinking_flag(run)}"),
         ("Go on after an interruption; finished stages are skipped", resume),
-        *(own if is_recipe else further),
+        *(own if _is_recipe(run) else further),
         (
             "Open it in transformers",
             "\n".join(
@@ -60,6 +59,15 @@ def draw_next_steps(run: RunRecord) -> Markup:
     )
 
 
+def _is_recipe(run: RunRecord) -> bool:
+    """Did `fivefold run` make the run? So is one assumed whose command is not known."""
+    command = run.manifest.get("command")
+    arguments = command.split() if isinstance(command, str) else command
+    if not isinstance(arguments, list) or len(arguments) < 2:
+        return True
+    return str(arguments[1]) == "run"
+
+
 def _thinking_flag(run: RunRecord) -> str:
     """Return the flag of `fivefold chat` for a model that was trained to answer at once."""
     trained = [stage for stage in run.stages if stage.checkpoint is not None]
@@ -72,5 +80,8 @@ def _spell_command(command: object) -> str:
     """Return the command line of a run, given as text or as its arguments; empty if neither."""
     if isinstance(command, list) and command:
         program, *arguments = map(str, command)
-        return shlex.join([PurePath(program).name, *arguments])
+        name = PurePath(program).name
+        # What `python -m fivefold` leaves of itself.
+        names = ["python", "-m", "fivefold"] if name == "__main__.py" else [name]
+        return shlex.join([*names, *arguments])
     return command if isinstance(command, str) else ""

@@ -64,10 +64,12 @@ def format_number(value: float) -> str:
 
 def format_ticks(ticks: list[float]) -> list[str]:
     """Spell the ticks of one axis, with as many digits as tell them apart."""
-    short = [format_number(tick) for tick in ticks]
-    if len(set(short)) == len(ticks):
-        return short
-    return [f"{tick:.8g}" for tick in ticks]
+    spelled = [format_number(tick) for tick in ticks]
+    for digits in range(8, 18):
+        if len(set(spelled)) == len(ticks):
+            break
+        spelled = [f"{tick:.{digits}g}" for tick in ticks]
+    return spelled
 
 
 def format_exact(value: float) -> str:

@@ -4,9 +4,11 @@ One stage learns a skill, the next one forgets some of it while it learns anothe
 both back: that story stands in no single stage, so the page tells it on top. Stages follow each
 other on one axis of batches; a stage that did not start where the one before it ended says so.
 
-Metrics: `rl/eval_pass_rate_SKILL` and `rl/eval_pass_error_SKILL`, whatever stage logs them.
+Metrics: `rl/eval_pass_rate_SKILL` and `rl/eval_pass_error_SKILL`, whatever stage logs them. Answers
+that could not be judged are in no rate: `rl/eval_failed_rollouts` of `rl/eval_rollouts` says so.
 """
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +16,7 @@ from dataclasses import dataclass
 from markupsafe import Markup
 
 from fivefold.report.chart import BAND_ERRORS, Chart, Line, Span, draw_chart
-from fivefold.report.markup import element
+from fivefold.report.markup import element, join
 from fivefold.report.record import RunRecord, StageRecord
 
 _RATE = re.compile(r"rl/eval_pass_rate_(?P<skill>.+)")
@@ -31,11 +33,12 @@ class Examined:
     steps: Sequence[float]
     rates: Sequence[float]
     errors: Sequence[float]
+    """Standard error of each rate; NaN where it is unknown."""
 
-    @property
-    def last(self) -> str:
-        """The last pass rate with its standard error."""
-        return f"{self.rates[-1]:.0%} ± {self.errors[-1]:.0%}"
+    def spell(self, place: int) -> str:
+        """Return a pass rate with its standard error, if that is known."""
+        rate, error = self.rates[place], self.errors[place]
+        return f"{rate:.0%}" if math.isnan(error) else f"{rate:.0%} ± {error:.0%}"
 
 
 def read_examined(run: RunRecord) -> list[Examined]:
@@ -48,7 +51,7 @@ def read_examined(run: RunRecord) -> list[Examined]:
                 continue
             error = stage.curves.get(metric.replace("_rate_", "_error_", 1))
             known = dict(zip(error.steps, error.values, strict=True)) if error else {}
-            errors = [known.get(step, 0.0) for step in curve.steps]
+            errors = [known.get(step, math.nan) for step in curve.steps]
             found.append(Examined(stage.name, match["skill"], curve.steps, curve.values, errors))
     return found
 
@@ -67,7 +70,27 @@ def describe_skills(run: RunRecord) -> str:
         first = f"{mine[0].rates[0]:.0%} before {mine[0].stage}"
         after = [f"{one.rates[-1]:.0%} after {one.stage}" for one in mine if len(one.rates) > 1]
         told.append(f"{skill} {', '.join([first, *after])}")
-    return f"Held-out problems solved: {'; '.join(told)}." if told else ""
+    left_out = " ".join(read_failures(run))
+    return f"Held-out problems solved: {'; '.join(told)}. {left_out}".rstrip() if told else left_out
+
+
+def read_failures(run: RunRecord) -> list[str]:
+    """Say of each stage how many held-out answers its worst examination could not judge."""
+    found = []
+    for stage in run.stages:
+        failed = stage.curves.get("rl/eval_failed_rollouts")
+        if failed is None or not any(failed.values):
+            continue
+        asked = stage.curves.get("rl/eval_rollouts")
+        of = dict(zip(asked.steps, asked.values, strict=True)) if asked else {}
+        worst = max(range(len(failed.values)), key=failed.values.__getitem__)
+        step, count = failed.steps[worst], failed.values[worst]
+        whole = f" of {of[step]:.0f}" if step in of else ""
+        found.append(
+            f"In {stage.name}, up to {count:.0f}{whole} held-out answers of an examination could "
+            "not be judged; they are in no rate."
+        )
+    return found
 
 
 def draw_skills(run: RunRecord) -> Markup | None:
@@ -90,6 +113,7 @@ def draw_skills(run: RunRecord) -> Markup | None:
         f"Bands: {BAND_ERRORS} standard errors to either side, over prompts. The same held-out "
         "problems at every examination.",
     )
+    warnings = [element("p", failure, class_="warning") for failure in read_failures(run)]
     chart = Chart(
         "Pass rate of every examined skill",
         "",
@@ -104,6 +128,7 @@ def draw_skills(run: RunRecord) -> Markup | None:
         "section",
         element("h2", "What it learned"),
         draw_chart(chart),
+        join(warnings),
         _draw_table(run, examined, skills),
         id="skills",
     )
@@ -146,10 +171,9 @@ def _draw_table(run: RunRecord, examined: Sequence[Examined], skills: Sequence[s
 
 
 def _first(examined: Sequence[Examined], skill: str) -> str:
-    one = next(one for one in examined if one.skill == skill)
-    return f"{one.rates[0]:.0%} ± {one.errors[0]:.0%}"
+    return next(one for one in examined if one.skill == skill).spell(0)
 
 
 def _cell(found: dict[tuple[str, str], Examined], skill: str, stage: StageRecord) -> str:
     one = found.get((skill, stage.name))
-    return "not examined" if one is None else one.last
+    return "not examined" if one is None else one.spell(-1)

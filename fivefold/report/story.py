@@ -6,7 +6,7 @@ from fivefold.report.curve import GZIP_METRIC
 from fivefold.report.markup import element, join
 from fivefold.report.record import TOKENS_METRIC, RunRecord, StageRecord
 from fivefold.report.scale import format_number, format_seconds
-from fivefold.report.skill import describe_skills, read_examined, skills_of
+from fivefold.report.skill import describe_skills, read_examined, read_failures, skills_of
 
 BITS_METRICS = ("validation/final_bits_per_byte", "validation/bits_per_byte")
 """All held-out documents at the end of a stage; failing that, the sample of them along training."""
@@ -119,7 +119,7 @@ def draw_state(stage: StageRecord) -> Markup:
 
 def _describe_compression(run: RunRecord) -> str:
     bits, gzip = run.last_value(*BITS_METRICS), run.last_value(GZIP_METRIC)
-    if bits is None and read_examined(run):
+    if bits is None and (read_examined(run) or read_failures(run)):
         return ""
     if bits is None:
         return "The model has not been measured on held-out text yet."

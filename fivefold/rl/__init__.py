@@ -5,9 +5,12 @@ advantages), `pack` (samples to rows), `streams` (what a loss reads), the losses
 `double_sided`, `surrogate` (PPO, DAPO, Dr.GRPO), `truncated`, `gspo`, `cispo`, then `distillation`
 (a teacher's advantages), `algorithm` (config to function), `reduction` (the one denominator rule),
 `head` (a loss through the output head), `mismatch` (trainer against engine); then the loop:
-`loop_config`, `prompt`, `rollout`, `collect`, `forward`, `learner`, `loop`, `progress`, `examine`,
-`dump`, `shown` (rollouts token by token), `page`; and the stages `reinforce`, `teacher`, `distil`,
-`task_prompt`, `own_task` (a look at a task ahead), `stages`. May import `train`, `serve`, `envs`,
-`models`, `ops` and everything below; `config`, `preset`, `loop_config`, `own_task` and `stages` are
-free of torch.
+`rollout_config`, `loop_config`, `prompt`, `reason` (why answers could not be judged), `rollout`,
+`server_completer` (a server in its place), `collect`, `forward`, `learner`, `loop`, `progress`,
+`examine`, `dump`, `shown` (rollouts token by token), `page`; and the stages `reinforce`,
+`teacher_config`, `teacher`, `distil`, `task_prompt`, `heldout` (problems that do not train),
+`own_task` (a look at a task ahead), `stages`. How often a checkpoint solves each problem:
+`attempt_config`, `attempt`, `solve_count`, `attempt_stage`. May import `train`, `serve`, `envs`,
+`models`, `ops` and everything below; the configs, `preset`, `heldout`, `own_task`, `attempt_stage`
+and `stages` are free of torch.
 """

@@ -8,7 +8,6 @@ would make the batch depend on the order in which judges answer.
 
 import asyncio
 import logging
-import re
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
@@ -18,15 +17,13 @@ import numpy as np
 from fivefold.rl.advantage import assign_advantages
 from fivefold.rl.loop_config import LoopConfig
 from fivefold.rl.prompt import Judgement, Prompt, PromptStream, judge_safely
+from fivefold.rl.reason import Reasons
 from fivefold.rl.rollout import Ask, Completer, Rollout, make_rollout, seed_of
 from fivefold.rl.sample import Sample, SampleError, check_synchronous, group_samples
 from fivefold.serve.request import SamplingParams
 from fivefold.serve.worker import Completion
 
 logger = logging.getLogger(__name__)
-_REASON_CHARACTERS = 160
-_MOST_TOLD = 5
-"""Kinds of reasons in the log; all of them are counted."""
 
 Annotate = Callable[[Sequence[Rollout]], Awaitable[list[Rollout]]]
 """Fills what a teacher says of each rollout."""
@@ -46,7 +43,9 @@ class Collected:
     has_signal: bool = True
     """Would training on it move anything?"""
     reasons: Counter[str] = field(default_factory=Counter)
-    """Why rollouts could not be judged, in the judges' words."""
+    """Why rollouts could not be judged, by kind."""
+    examples: dict[str, str] = field(default_factory=dict)
+    """The judge's words for one rollout of each kind."""
 
 
 class Collector:
@@ -67,7 +66,7 @@ class Collector:
         self._completer, self.stream, self._config, self._seed = completer, stream, config, seed
         self._annotate = annotate
         self._needs_rewards, self._asks_judges = needs_rewards, asks_judges
-        self._reasons, self._told = Counter[str](), set[str]()
+        self._reasons = Reasons("a rollout")
 
     async def collect(self, version: int) -> Collected:
         """Return the batch that policy `version` samples next.
@@ -76,8 +75,7 @@ class Collector:
             MismatchError: a token of it comes from other weights.
         """
         config = self._config
-        counts, self._reasons = Counter[str](), Counter[str]()
-        samples, rollouts = list[Sample](), list[Rollout]()
+        counts, samples, rollouts = Counter[str](), list[Sample](), list[Rollout]()
         for _ in range(1 + config.sampling.refill_rounds):
             missing = config.sampling.batch_prompts - counts["kept"]
             if missing <= 0:
@@ -96,7 +94,7 @@ class Collector:
             counts["drawn"] += len(prompts)
             counts["rounds"] += 1
         signal = self._has_signal(samples)
-        return Collected(samples, rollouts, counts, signal, self._reasons)
+        return Collected(samples, rollouts, counts, signal, *self._reasons.take())
 
     async def _sample(self, prompts: Sequence[Prompt], counts: Counter[str]) -> list[Rollout]:
         """Return the usable rollouts of all prompts, in order; count the others."""
@@ -136,7 +134,7 @@ class Collector:
             return None
         if judgement.state != "scored":
             counts[judgement.state] += 1
-            self._note_reason(prompt, judgement)
+            self._reasons.note(prompt, judgement)
             if self._needs_rewards:
                 return None
         try:
@@ -145,15 +143,6 @@ class Collector:
             counts["broken"] += 1
             logger.warning("a rollout is left out: %s", error)
             return None
-
-    def _note_reason(self, prompt: Prompt, judgement: Judgement) -> None:
-        """Count why a rollout has no reward; tell each kind of reason once."""
-        reason = f"{judgement.state}: {judgement.detail}"[:_REASON_CHARACTERS]
-        self._reasons[reason] += 1
-        kind = re.sub(r"\d+|'[^']*'|\"[^\"]*\"", "_", reason)
-        if kind not in self._told and len(self._told) < _MOST_TOLD:
-            self._told.add(kind)
-            logger.warning("a rollout of `%s` is left out, %s", prompt.group, reason)
 
     def _has_signal(self, samples: Sequence[Sample]) -> bool:
         trained = [sample for sample in samples if sample.loss_tokens]

@@ -34,6 +34,7 @@ def distil(
     Raises:
         ConfigError: a teacher that is no input of the stage.
         MismatchError: a teacher with another tokenizer, chat template or a smaller model's reach.
+        TeacherFaultError: a teacher's log-probabilities are too often not finite.
         NoSignalError, DivergenceError: nothing to learn from, or too much.
     """
     model, tokenizer = open_policy(config, inputs, context)
@@ -52,7 +53,7 @@ def distil(
         supply = open_supply(config.sources, config, tokenizer, verifier)
         pairs = zip(supply.sources, config.sources, strict=True)
         teacher_of = {source.name: chosen.teacher for source, chosen in pairs}
-        pool = TeacherPool(teachers, teacher_of, config.engine)
+        pool = TeacherPool(teachers, teacher_of, config.engine, config.faults)
         teaching = Teaching(pool.annotate, measure_gap, config.scores_rewards)
         train_policy(model, supply, config, context, out, teaching)
         logger.info("verdicts: %s", dict(verifier.counts))

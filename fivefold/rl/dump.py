@@ -4,6 +4,9 @@
 JSON object with what is not a number a token. Samples read back give the same gradients to the last
 bit on the same weights. The newest few are kept, so that a long run does not fill the disk.
 
+Beside what trained stand the rewards of all that was judged, dropped groups included: how often a
+problem was solved must not be counted on those alone that were solved half of the time.
+
 Surprise: dtypes are kept as they are. An advantage rounded to fp32 would give another gradient.
 """
 
@@ -13,7 +16,7 @@ import re
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -35,12 +38,26 @@ _STREAMS = (
 _FIELDS = ("group", "reward", "source", "copies", "is_truncated", "prompt_tokens", "detail")
 
 
+class Judged(NamedTuple):
+    """What one rollout was worth."""
+
+    group: str
+    source: str
+    reward: float
+
+
 def write_dump(
-    directory: Path, batch: int, samples: Sequence[Sample], facts: Mapping[str, Any], kept: int
+    directory: Path,
+    batch: int,
+    samples: Sequence[Sample],
+    facts: Mapping[str, Any],
+    kept: int,
+    judged: Sequence[Sample] | None = None,
 ) -> None:
     """Write the samples of a batch and drop all dumps but the newest `kept`.
 
-    `facts` are JSON values about the batch: its policy version, the updates before it.
+    `facts` are JSON values about the batch: its policy version, the updates before it. `judged` are
+    all rollouts with a reward, those that do not train included; None: the samples themselves.
 
     Raises:
         StorageError: the disk is full.
@@ -55,7 +72,12 @@ def write_dump(
         if given:
             arrays[name] = np.concatenate(given)
     arrays["lengths"] = np.array([len(sample.ids) for sample in samples], np.int64)
-    document = json.dumps({"batch": batch, **facts, "samples": rows})
+    rewards = [
+        Judged(sample.group, sample.source, sample.reward)
+        for sample in (samples if judged is None else judged)
+        if sample.reward is not None
+    ]
+    document = json.dumps({"batch": batch, **facts, "samples": rows, "judged": rewards})
     arrays["document"] = np.frombuffer(document.encode(), np.uint8)
     with atomic_write(directory / f"batch_{batch:08d}.npz") as partial, partial.open("wb") as file:
         np.savez_compressed(file, **arrays)  # pyright: ignore[reportArgumentType]
@@ -75,18 +97,33 @@ def read_dump(path: Path) -> tuple[list[Sample], dict[str, Any]]:
     Raises:
         CorruptFileError: it is missing, cut or no dump.
     """
+    samples, _, facts = _read(path)
+    return samples, facts
+
+
+def read_judged(path: Path) -> list[Judged]:
+    """Return the rewards of a dump's batch, those of groups that did not train included.
+
+    Raises:
+        CorruptFileError: it is missing, cut or no dump.
+    """
+    return _read(path)[1]
+
+
+def _read(path: Path) -> tuple[list[Sample], list[Judged], dict[str, Any]]:
     try:
         with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
         facts = json.loads(arrays.pop("document").tobytes())
         samples = _split(arrays, facts.pop("samples"))
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        judged = [Judged(*fields) for fields in facts.pop("judged")]
+    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
         raise CorruptFileError(
             expected=f"a whole rollout dump at `{path}`",
             found=f"{type(error).__name__}: {error}"[:200],
             fix="Choose another dump of the same run",
         ) from error
-    return samples, facts
+    return samples, judged, facts
 
 
 def _split(arrays: Mapping[str, np.ndarray], rows: Sequence[dict[str, Any]]) -> list[Sample]:

@@ -3,6 +3,9 @@
 The prompts and the seeds are the same at every examination, so that two differ by the policy alone.
 Errors are standard errors of the mean over prompts, rollouts of a prompt averaged before: these are
 not independent, and counting them as such would promise too much (Miller 2024, arXiv 2411.00640).
+
+An answer that the engine gave up, or that the judge cannot judge, is in no mean and in a count of
+its own: a pass rate over half of the problems is another examination.
 """
 
 import math
@@ -10,7 +13,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from fivefold.rl.loop_config import LoopConfig
-from fivefold.rl.prompt import Prompt, judge_safely
+from fivefold.rl.prompt import Judgement, Prompt, judge_safely
+from fivefold.rl.reason import Reasons
 from fivefold.rl.rollout import Ask, Completer, seed_of
 from fivefold.serve.request import SamplingParams
 from fivefold.serve.worker import Completion
@@ -55,6 +59,7 @@ class Examiner:
         """Examine on `prompts`, in the way that `config.evaluation` says."""
         self._completer, self._prompts, self._config = completer, list(prompts), config
         self._seed = seed
+        self._reasons = Reasons("a held-out answer")
 
     async def examine(self) -> Examination:
         """Let the policy that the engine serves answer everything."""
@@ -75,16 +80,24 @@ class Examiner:
         rewards: dict[str, list[float]] = {prompt.group: [] for prompt in self._prompts}
         shown, failed, tokens = list[tuple[Prompt, Completion, float | None]](), 0, 0
         for prompt, completion in zip(owners, completions, strict=True):
-            judgement = await judge_safely(prompt, completion.ids)
+            judgement = await self._judge(prompt, completion)
             tokens += len(completion.ids)
-            failed += judgement.value is None
-            if judgement.value is not None:
+            if judgement.value is None:
+                failed += 1
+                self._reasons.note(prompt, judgement)
+            else:
                 rewards[prompt.group].append(judgement.value)
             shown.append((prompt, completion, judgement.value))
         metrics = self._measure(rewards)
+        metrics["rl/eval_rollouts"] = len(owners)
         metrics["rl/eval_response_tokens"] = tokens / max(len(owners), 1)
         metrics["rl/eval_failed_rollouts"] = failed
         return Examination(metrics, shown[:: config.rollouts][: self._config.record.shown_rollouts])
+
+    async def _judge(self, prompt: Prompt, completion: Completion) -> Judgement:
+        if completion.finish == "abort":
+            return Judgement(None, "infra", "the engine gave the request up")
+        return await judge_safely(prompt, completion.ids)
 
     def _measure(self, rewards: dict[str, list[float]]) -> dict[str, float]:
         sources = list(dict.fromkeys(prompt.source for prompt in self._prompts))

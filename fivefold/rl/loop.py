@@ -125,12 +125,14 @@ async def take_batch(
     count_batch(progress, collected)
     progress.drawn = dict(players.collector.stream.drawn)
     values = sampling_metrics(collected, config) | players.measure(collected)
+    _dump(collected, config, out, progress)
     updates = []
     if collected.has_signal:
         progress.no_signal_in_row = 0
-        _dump(collected, config, out, progress)
         is_shown = not progress.judged or _is_moment(progress, config)
-        shown = choose_shown(collected.samples, config.record.shown_rollouts if is_shown else 0)
+        teaching = config.algorithm.distillation
+        wanted = config.record.shown_rollouts if is_shown else 0
+        shown = choose_shown(collected.samples, wanted, teaching)
         before = learner.logprobs(shown)
         updates, mismatch = learner.train(collected.samples, progress.updates)
         add_histogram(progress, mismatch)
@@ -139,7 +141,7 @@ async def take_batch(
         learner.compute.refresh()
         if shown:
             after = learner.logprobs(shown)
-            progress.judged = describe_shown(shown, before, after, players.decode)
+            progress.judged = describe_shown(shown, before, after, players.decode, teaching)
         await players.completer.push(progress.version)
         if config.update.optimizer_reset == "each_push":
             learner.optimizer.reset()
@@ -170,7 +172,14 @@ def _dump(collected: Collected, config: LoopConfig, out: Path, progress: Progres
     if record.dumps_kept and progress.batch % record.dump_batches == 0:
         facts = {"policy_version": progress.version, "updates_before": progress.updates}
         directory = out / "state" / "rollouts"
-        write_dump(directory, progress.batch, collected.samples, facts, record.dumps_kept)
+        write_dump(
+            directory,
+            progress.batch,
+            collected.samples,
+            facts,
+            record.dumps_kept,
+            collected.rollouts,
+        )
 
 
 async def _examine(

@@ -16,6 +16,8 @@ from fivefold.envs.config import TaskConfig
 from fivefold.errors import ConfigError
 from fivefold.rl.config import AlgorithmConfig
 from fivefold.rl.preset import distil, icepop
+from fivefold.rl.rollout_config import RolloutConfig
+from fivefold.rl.teacher_config import TeacherFaultConfig
 from fivefold.serve.config import EngineConfig
 from fivefold.train.optimizer_config import OptimizerConfig
 from fivefold.verify.config import VerifierConfig
@@ -137,6 +139,8 @@ class LoopConfig(Config):
     record: RecordConfig = RecordConfig()
     engine: EngineConfig = EngineConfig()
     """The engine; `deterministic` also makes the trainer compute as it does: rho is exactly 1."""
+    rollout: RolloutConfig = RolloutConfig()
+    """Who samples: that engine, or a server by its URL."""
     verifier: VerifierConfig = VerifierConfig()
     """Limits of the verifier's workers."""
 
@@ -211,6 +215,8 @@ class DistillConfig(LoopConfig):
     """GLM-5, section 3.5: 1024 prompts with one rollout each."""
     scores_rewards: bool = True
     """Let the verifier judge rollouts too; for the record alone."""
+    faults: TeacherFaultConfig = TeacherFaultConfig()
+    """What becomes of tokens that a teacher has no finite log-probability for."""
 
     @pydantic.model_validator(mode="after")
     def _check_judge(self) -> "DistillConfig":

@@ -7,7 +7,8 @@ KL(engine || trainer), as does that of rho - 1 - log rho, never negative and wit
 
 Sums only, so that microbatches and ranks merge exactly. Surprise: the histogram's bins narrow by
 decades around 1. Two fp32 engines differ in the sixth digit and two of other precisions in the
-second, and both have to show.
+second, and both have to show. A token without a number on one of the two sides has no rho; it is
+counted apart, and in no sum.
 """
 
 import math
@@ -33,7 +34,9 @@ class Mismatch:
     """Sums over the tokens that train."""
 
     tokens: int
-    """Tokens seen."""
+    """Tokens that have a rho."""
+    nan_tokens: int
+    """Tokens that have none, for one of the two log-probabilities is NaN."""
     exact_tokens: int
     """Tokens with rho exactly 1."""
     outside_tokens: int
@@ -53,8 +56,9 @@ class Mismatch:
         """Return the step's numbers; of no token, none."""
         n = self.tokens
         if not n:
-            return {}
+            return {"rho_nan_tokens": self.nan_tokens} if self.nan_tokens else {}
         return {
+            "rho_nan_tokens": self.nan_tokens,
             "rho_mean": self.rho / n,
             "rho_exact_fraction": self.exact_tokens / n,
             "rho_outside_fraction": self.outside_tokens / n,
@@ -69,12 +73,14 @@ class Mismatch:
 def measure_mismatch(logprobs_N: Tensor, streams: Streams, beta: float = 2.0) -> Mismatch:
     """Compare the trainer's log-probabilities with those recorded by the engine, in fp64."""
     trainer, engine = logprobs_N.detach().double(), streams.rollout_logprobs_N.double()
-    log_rho = (trainer - engine)[streams.mask_N]
+    differences = (trainer - engine)[streams.mask_N]
+    log_rho = differences[~differences.isnan()]
     rho = log_rho.exp()
     edges = torch.tensor(EDGES, dtype=torch.float64, device=rho.device)
     bins = torch.bucketize(rho.log2(), edges, right=True)
     return Mismatch(
         tokens=len(rho),
+        nan_tokens=len(differences) - len(rho),
         exact_tokens=int((log_rho == 0).sum()),
         outside_tokens=int(((rho < 1 / beta) | (rho > beta)).sum()),
         rho=float(rho.sum()),
@@ -89,6 +95,7 @@ def merge_mismatches(parts: Sequence[Mismatch]) -> Mismatch:
     """Merge what microbatches or ranks measured, at least one."""
     return Mismatch(
         tokens=sum(part.tokens for part in parts),
+        nan_tokens=sum(part.nan_tokens for part in parts),
         exact_tokens=sum(part.exact_tokens for part in parts),
         outside_tokens=sum(part.outside_tokens for part in parts),
         rho=sum(part.rho for part in parts),

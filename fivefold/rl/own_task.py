@@ -1,18 +1,21 @@
 """The stage `task`: a look at a task before a model is trained on it.
 
     train/NAME.jsonl, heldout/NAME.jsonl   of a task in a file: its rows, some of them held out
+    heldout/NAME.jsonl                     of an endless task: problems that do not train
     NAME.py                                of a task in Python: the file as it was
 
-A run of an hour shall not end on a fault that the first problem shows. Problems are made ahead,
-their own solutions are judged, and so is an answer that says nothing: a reward function that
-raises there will raise on what an untrained model writes. What is wrong with the task ends the run;
-what is merely unwise is told.
+A run of an hour shall not end on a fault that a problem shows before. All problems that may train
+are made ahead: their prompts must leave room for an answer, and none of them is held out. The first
+ones' own solutions are judged, and so is an answer that says nothing: a reward function that raises
+there will raise on what an untrained model writes. What is wrong with the task ends the run; what
+is merely unwise is told.
 
-Surprise: rows of a file keep their text; only their number decides which are held out, so that
-rows added at the end move some of the others to the other side.
+Surprise: rows of a file keep their text, and their number and prompts decide which are held out, so
+that rows added at the end move some of the others to the other side.
 """
 
 import logging
+import math
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,24 +23,32 @@ from pathlib import Path
 
 import pydantic
 
-from fivefold.artifact import atomic_write, write_json
+from fivefold.artifact import write_json
 from fivefold.config import Config
-from fivefold.data.order import permuted_index
-from fivefold.envs.config import FileConfig, FunctionTaskConfig, TaskConfig
+from fivefold.envs.config import FunctionTaskConfig, TaskConfig
+from fivefold.envs.file_task import FileTask
 from fivefold.envs.open_task import open_task
 from fivefold.envs.task import Problem, Task, TaskError
+from fivefold.rl.heldout import (
+    Ahead,
+    HeldOut,
+    Row,
+    choose_ahead,
+    prompt_key,
+    split_file,
+    write_ahead,
+)
 from fivefold.stage import Stage, StageContext
 from fivefold.text.conversation import Message
 from fivefold.text.event import TurnEnd
+from fivefold.text.template import render_prompt
+from fivefold.text.tokenizer import Tokenizer, load_tokenizer
 from fivefold.verify.config import VerifierConfig
 from fivefold.verify.verdict import Verdict
 from fivefold.verify.verifier import Verifier
 
 logger = logging.getLogger(__name__)
 
-LEAST_ROWS = 5
-"""Rows of a file from which on some are held out."""
-_SPLIT_SEED = 7
 _NOTHING = "?"
 """An answer that is hardly ever right."""
 
@@ -47,10 +58,12 @@ class OwnTaskConfig(Config):
 
     task: TaskConfig
     """Which problems."""
+    name: str = ""
+    """What the file of held-out problems is called; empty: as the task."""
     content_hash: str = ""
     """Hash of its file, so that a changed one starts the run anew; empty for other tasks."""
     problems: int = pydantic.Field(default=100, gt=0)
-    """Problems that are made."""
+    """First problems, of which the next two take theirs."""
     judged: int = pydantic.Field(default=20, ge=0)
     """Of these, problems whose solution is judged."""
     shown: int = pydantic.Field(default=4, ge=0)
@@ -58,13 +71,21 @@ class OwnTaskConfig(Config):
     heldout_share: float = pydantic.Field(default=0.1, ge=0, lt=1)
     """Share of a file's rows that are held out."""
     most_heldout: int = pydantic.Field(default=64, ge=0)
-    """Most rows that are held out."""
+    """Most rows of a file that are held out."""
+    heldout: int = pydantic.Field(default=0, ge=0)
+    """Problems of an endless task that are held out; a skill has a split of its own."""
+    trained: int = pydantic.Field(default=0, ge=0)
+    """Problems of an endless task that may train, from its first on; of a file all rows may."""
+    longest_prompt_tokens: int | None = pydantic.Field(default=None, gt=0)
+    """Longest prompt that leaves room for an answer; None: prompts are not measured."""
+    thinks: bool = True
+    """Do prompts open a thinking block? It counts in their length."""
     verifier: VerifierConfig = VerifierConfig()
     """Limits of the verifier's workers."""
 
 
 class OwnTaskStage(Stage):
-    """Looks at a task and splits its file; needs nothing."""
+    """Looks at a task and holds problems out; needs `start`, where it measures prompts."""
 
     what = "looks at the task"
     is_seeded = False
@@ -78,10 +99,73 @@ class OwnTaskStage(Stage):
         problems = [task.problem(index) for index in range(count)]
         with Verifier(config.verifier) as verifier:
             found = judge_ahead(problems[: config.judged], verifier)
-        for line in found.warnings:
+        lengths = _Lengths(config, inputs)
+        checked, trained = _check_all(task, config, lengths, context)
+        ahead = None
+        if config.heldout:
+            ahead = choose_ahead(task, trained, config.heldout, lengths.check)
+        lengths.refuse()
+        kept = _hold_out(config, task, ahead, out)
+        warnings = [*found.warnings, *kept.warnings]
+        for line in warnings:
             logger.warning("%s: %s", task.name, line)
-        _keep_file(config, task, out)
-        _write_page(problems, found, config, out / "page")
+        rows: list[Row] = [
+            ["problems checked, all that may train among them", checked],
+            ["different prompts among them", len(trained)],
+            *kept.counts,
+        ]
+        _write_page(problems, found, rows, warnings, config, out / "page")
+
+
+def _check_all(
+    task: Task, config: OwnTaskConfig, lengths: "_Lengths", context: StageContext
+) -> tuple[int, set[bytes]]:
+    """Make every problem that may train; return how many there are, and their prompts' keys."""
+    count = task.size if isinstance(task, FileTask) else config.trained
+    count = min(count, task.size or count)
+    keys = set[bytes]()
+    with context.track("problems ahead", count, "problems") as bar:
+        for index in range(count):
+            problem = task.problem(index)
+            lengths.check(problem)
+            keys.add(prompt_key(problem))
+            bar.advance(1)
+    return count, keys
+
+
+class _Lengths:
+    """Counts the prompts that leave no room for an answer."""
+
+    def __init__(self, config: OwnTaskConfig, inputs: Mapping[str, Path]) -> None:
+        self._limit, self._thinks = config.longest_prompt_tokens, config.thinks
+        self._tokenizer: Tokenizer | None = None
+        if self._limit is not None:
+            self._tokenizer = load_tokenizer(inputs["start"])
+        self._seen = 0
+        self._too_long: list[tuple[str, int]] = []
+
+    def check(self, problem: Problem) -> None:
+        """Measure a prompt."""
+        if self._tokenizer is None or self._limit is None:
+            return
+        ids = render_prompt(problem.prompt, self._tokenizer, enable_thinking=self._thinks)
+        self._seen += 1
+        if len(ids) > self._limit:
+            self._too_long.append((problem.id, len(ids)))
+
+    def refuse(self) -> None:
+        """Raise TaskError where prompts were too long."""
+        if not self._too_long:
+            return
+        name, tokens = max(self._too_long, key=lambda found: found[1])
+        raise TaskError(
+            expected=f"prompts of at most {self._limit} tokens, which leave room for an answer in "
+            "the model's context and in a row of the trainer",
+            found=f"{len(self._too_long)} longer ones of {self._seen}, the longest `{name}` with "
+            f"{tokens}",
+            fix="Leave them out or shorten them, lower `rl.sampling.max_new_tokens`, or raise "
+            "`rl.update.row_tokens` where that is shorter than the model's context",
+        )
 
 
 @dataclass(frozen=True)
@@ -113,18 +197,12 @@ def judge_ahead(problems: list[Problem], verifier: Verifier) -> JudgedAhead:
         if problem.solution is None:
             continue
         verdict = verifier.verify(_turn(problem.solution), problem.spec)
-        if verdict.value is None or verdict.value <= (nothing.value or 0.0):
+        # Where saying nothing cannot be judged, a solution's reward has nothing to exceed.
+        least = -math.inf if nothing.value is None else nothing.value
+        if verdict.value is None or verdict.value <= least:
             raise _misjudged(problem, verdict)
         solved += 1
     return JudgedAhead(solved, len(problems) - solved, tuple(warnings))
-
-
-def heldout_rows(size: int, config: OwnTaskConfig) -> list[int]:
-    """Return which of a file's rows are held out, ascending; none of a very short file."""
-    wanted = min(max(round(size * config.heldout_share), 1), config.most_heldout)
-    if size < LEAST_ROWS or not config.heldout_share:
-        return []
-    return sorted(int(permuted_index(place, size, _SPLIT_SEED, 0)) for place in range(wanted))
 
 
 def _turn(message: Message) -> TurnEnd:
@@ -142,27 +220,27 @@ def _misjudged(problem: Problem, verdict: Verdict) -> TaskError:
     )
 
 
-def _keep_file(config: OwnTaskConfig, task: Task, out: Path) -> None:
+def _hold_out(config: OwnTaskConfig, task: Task, ahead: Ahead | None, out: Path) -> HeldOut:
+    """Write the task's files; say what was held out."""
+    if isinstance(task, FileTask):
+        return split_file(task, config.heldout_share, config.most_heldout, out)
     if isinstance(config.task, FunctionTaskConfig):
         place = Path(config.task.target.rpartition(":")[0])
         if place.suffix == ".py":
             shutil.copyfile(place, out / place.name)
-    elif isinstance(config.task, FileConfig):
-        assert task.size is not None, "a file ends"
-        path = Path(config.task.path).expanduser()
-        rows = [line for line in path.read_bytes().split(b"\n") if line.strip()]
-        heldout = set(heldout_rows(len(rows), config))
-        parts = {"train": [], "heldout": []}
-        for number, row in enumerate(rows):
-            parts["heldout" if number in heldout else "train"].append(row)
-        for name, part in parts.items():
-            with atomic_write(out / name / path.name) as partial:
-                partial.write_bytes(b"".join(row + b"\n" for row in part))
-        logger.info("%d rows to train on, %d held out", len(parts["train"]), len(parts["heldout"]))
+    if ahead is None:
+        return HeldOut((), ())
+    path = out / "heldout" / f"{config.name or task.name}.jsonl"
+    return write_ahead(ahead, config.heldout, path)
 
 
 def _write_page(
-    problems: list[Problem], found: JudgedAhead, config: OwnTaskConfig, page: Path
+    problems: list[Problem],
+    found: JudgedAhead,
+    counted: list[Row],
+    warnings: list[str],
+    config: OwnTaskConfig,
+    page: Path,
 ) -> None:
     samples = [
         {
@@ -181,11 +259,11 @@ def _write_page(
             "samples": samples,
         },
     )
-    rows: list[list[object]] = [
-        ["problems made", len(problems)],
+    rows: list[Row] = [
+        *counted,
         ["solutions judged, and right", found.solved],
         ["problems judged without a known solution", found.unsolved],
-        *([f"warning: {line}", None] for line in found.warnings),
+        *([f"warning: {line}", None] for line in warnings),
     ]
     write_json(
         page / "20_ahead.json",

@@ -7,6 +7,7 @@ and are written at each examination, so that a stage that runs, or was killed, s
 from pathlib import Path
 
 from fivefold.artifact import write_json
+from fivefold.rl.config import AdvantageConfig, DistillationConfig
 from fivefold.rl.loop_config import LoopConfig
 from fivefold.rl.mismatch import EDGES
 from fivefold.rl.progress import FAILURES, Progress
@@ -21,7 +22,7 @@ def write_page(progress: Progress, config: LoopConfig, page: Path) -> None:
         write_json(page / "20_tokens.json", _token_block(progress, config))
     if progress.shown:
         write_json(page / "30_rollouts.json", _answer_block(progress, config))
-    if any(progress.rho_histogram):
+    if any(progress.rho_histogram) or progress.rho_nan_tokens:
         write_json(page / "40_rho.json", _rho_block(progress))
     write_json(page / "50_counts.json", _count_block(progress, config))
     if progress.reasons:
@@ -31,7 +32,7 @@ def write_page(progress: Progress, config: LoopConfig, page: Path) -> None:
 def _token_block(progress: Progress, config: LoopConfig) -> dict[str, object]:
     judge = "The advantage is the reward against that of the prompt's other rollouts."
     if config.algorithm.distillation is not None:
-        judge = "The advantage of a token is log teacher - log student."
+        judge = _spell_teaching(config.algorithm.distillation, config.algorithm.advantage)
     return {
         "kind": "rollouts",
         "title": "What each sampled token was worth",
@@ -39,6 +40,19 @@ def _token_block(progress: Progress, config: LoopConfig) -> dict[str, object]:
         "numbers.",
         "rollouts": progress.judged,
     }
+
+
+def _spell_teaching(config: DistillationConfig, advantage: AdvantageConfig | None) -> str:
+    """Say what a teacher makes of a token."""
+    gap = "log teacher - log student"
+    if config.weight != 1:
+        gap = f"{config.weight:g} times {gap}"
+    if config.discount == 1:
+        gap += ", summed from there to the end"
+    elif config.discount:
+        gap += f", summed from there on with {config.discount:g} a token as the discount"
+    added = ", added to that of the reward" if advantage is not None else ""
+    return f"The advantage of a token is {gap}{added}."
 
 
 def _answer_block(progress: Progress, config: LoopConfig) -> dict[str, object]:
@@ -63,13 +77,16 @@ def _rho_block(progress: Progress) -> dict[str, object]:
     columns: list[dict[str, object]] = [
         {"name": bin_name(place), "value": counts[place]} for place in range(first, last + 1)
     ]
+    nan_tokens = progress.rho_nan_tokens
+    apart = f" Not drawn: {nan_tokens:,} tokens that have no rho (NaN)." if nan_tokens else ""
     exact = {"name": "exactly 1", "value": progress.rho_exact_tokens, "is_marked": True}
     columns.insert(_ONE - first, exact)
     return {
         "kind": "histogram",
         "title": "Trainer over engine: rho of all trained tokens",
         "note": "The probability of a sampled token under the trainer over that under the engine, "
-        "with the same weights. Columns narrow by decades towards 1; the height is logarithmic.",
+        "with the same weights. Columns narrow by decades towards 1; the height is logarithmic."
+        + apart,
         "x_label": "rho",
         "y_label": "tokens",
         "columns": columns,
@@ -119,10 +136,12 @@ def _count_block(progress: Progress, config: LoopConfig) -> dict[str, object]:
 
 def _reason_block(progress: Progress) -> dict[str, object]:
     rows = sorted(progress.reasons.items(), key=lambda item: -item[1])
+    examples = progress.reason_examples
     return {
         "kind": "table",
         "title": "Why rollouts could not be judged",
-        "note": None,
+        "note": "In the words of the first rollout of each kind; reasons that differ in numbers "
+        "and quotations alone are one kind.",
         "columns": ["reason", "rollouts"],
-        "rows": [list(row) for row in rows],
+        "rows": [[examples.get(kind, kind), count] for kind, count in rows],
     }

@@ -23,7 +23,8 @@ from fivefold.rl.rollout import Rollout
 FAILURES = ("invalid", "infra", "broken", "aborted")
 """Why a rollout was left out."""
 _MOST_REASONS = 20
-"""Reasons that are remembered, the commonest."""
+"""Kinds of reasons that are remembered, the commonest; the others are one together."""
+_OTHER_REASONS = "other reasons"
 
 
 class NoSignalError(FivefoldError, RuntimeError):
@@ -50,11 +51,15 @@ class Progress(pydantic.BaseModel):
     no_signal_in_row: int = 0
     """Batches left out since the last one that trained."""
     reasons: dict[str, int] = {}
-    """Why rollouts could not be judged, and how often."""
+    """Why rollouts could not be judged, by kind, and how often."""
+    reason_examples: dict[str, str] = {}
+    """The judge's words for one rollout of each kind."""
     rho_histogram: list[int] = []
     """Tokens by log2 rho, over all batches; bins as in `mismatch.EDGES`."""
     rho_exact_tokens: int = 0
     """Of these, tokens with rho exactly 1."""
+    rho_nan_tokens: int = 0
+    """Tokens beside these that have no rho, for a log-probability was NaN."""
     shown: list[dict[str, str]] = []
     """Rollouts along training, as the report shows them."""
     judged: list[dict[str, Any]] = []
@@ -67,9 +72,18 @@ def count_batch(progress: Progress, collected: Collected) -> None:
     counts = Counter(progress.counts)
     counts.update(collected.counts)
     progress.counts = dict(counts)
-    reasons = Counter(progress.reasons) + collected.reasons
-    progress.reasons = dict(reasons.most_common(_MOST_REASONS))
+    _count_reasons(progress, collected)
     progress.sampled_tokens += sum(rollout.sampled_tokens for rollout in collected.rollouts)
+
+
+def _count_reasons(progress: Progress, collected: Collected) -> None:
+    reasons = Counter(progress.reasons) + collected.reasons
+    others = reasons.pop(_OTHER_REASONS, 0)
+    kept = dict(reasons.most_common(_MOST_REASONS))
+    others += sum(reasons.values()) - sum(kept.values())
+    progress.reasons = kept | ({_OTHER_REASONS: others} if others else {})
+    examples = collected.examples | progress.reason_examples
+    progress.reason_examples = {kind: examples[kind] for kind in kept if kind in examples}
 
 
 def note_no_signal(progress: Progress, collected: Collected, config: LoopConfig) -> None:
@@ -85,7 +99,8 @@ def note_no_signal(progress: Progress, collected: Collected, config: LoopConfig)
     rewards = [r.reward for r in collected.rollouts if r.reward is not None]
     mean = f"mean reward {math.fsum(rewards) / len(rewards):.3g}" if rewards else "no reward at all"
     failed = ", ".join(f"{counts[name]} rollouts {name}" for name in FAILURES if counts[name])
-    reason = next((f", most often: {why}" for why, _ in collected.reasons.most_common(1)), "")
+    commonest = [collected.examples[kind] for kind, _ in collected.reasons.most_common(1)]
+    reason = "".join(f", most often: {words}" for words in commonest)
     raise NoSignalError(
         expected=f"a batch to learn from within {config.sampling.no_signal_limit} batches",
         found=f"none up to batch {progress.batch}: of {counts['drawn']} groups "
@@ -172,6 +187,7 @@ def add_histogram(progress: Progress, mismatch: Mismatch) -> None:
     before = progress.rho_histogram or [0] * len(mismatch.histogram)
     progress.rho_histogram = [a + b for a, b in zip(before, mismatch.histogram, strict=True)]
     progress.rho_exact_tokens += mismatch.exact_tokens
+    progress.rho_nan_tokens += mismatch.nan_tokens
 
 
 def batch_line(progress: Progress, config: LoopConfig, values: Mapping[str, float]) -> str:
@@ -192,17 +208,21 @@ def batch_line(progress: Progress, config: LoopConfig, values: Mapping[str, floa
     left_out = sum(values.get(f"rl/rollouts_{name}", 0) for name in FAILURES)
     if left_out:
         parts.append(f"{left_out:.0f} rollouts left out")
+    if values.get("rl/rho_nan_tokens"):
+        parts.append(f"{values['rl/rho_nan_tokens']:.0f} tokens without a rho")
     parts.append(f"{values['rl/sample_seconds'] + values['rl/train_seconds']:.1f} s")
     return "  ".join(parts) + ("  SKIPPED: no signal" if values["rl/no_signal"] else "")
 
 
 def examination_line(progress: Progress, metrics: Mapping[str, float]) -> str | None:
-    """Return an examination as one line for the console: each source's pass rate, or nothing."""
+    """Return an examination as one line for the console: pass rates, and what was not judged."""
     rate, parts = "rl/eval_pass_rate_", list[str]()
     for name in (metric.removeprefix(rate) for metric in metrics if metric.startswith(rate)):
         error = metrics.get(f"rl/eval_pass_error_{name}")
         beside = "" if error is None else f" ± {error:.1%}"
         parts.append(f"{name} {metrics[rate + name]:.1%}{beside}")
-    return (
-        f"batch {progress.batch}  held-out problems solved: {', '.join(parts)}" if parts else None
-    )
+    found = [f"held-out problems solved: {', '.join(parts)}"] if parts else []
+    if failed := metrics.get("rl/eval_failed_rollouts"):
+        asked = metrics["rl/eval_rollouts"]
+        found.append(f"{failed:.0f} of {asked:.0f} held-out answers not judged")
+    return f"batch {progress.batch}  {'; '.join(found)}" if found else None

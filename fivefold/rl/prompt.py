@@ -8,15 +8,12 @@ The order is a function of how many prompts were drawn, without chance: the sour
 behind its share is next. Surprise: so the whole state of the data is one integer a source.
 """
 
-import logging
 import math
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol
 
 from fivefold.errors import FivefoldError, MismatchError
-
-logger = logging.getLogger(__name__)
 
 
 class Judgement(NamedTuple):
@@ -113,7 +110,6 @@ async def judge_safely(prompt: Prompt, response: Sequence[int]) -> Judgement:
     except FivefoldError:
         raise
     except Exception as error:  # noqa: BLE001  # a user's function may raise anything
-        logger.warning("judging `%s` failed: %s: %s", prompt.group, type(error).__name__, error)
         return Judgement(None, "infra", f"{type(error).__name__}: {error}")
     if found.state == "scored" and (found.value is None or not math.isfinite(found.value)):
         return Judgement(None, "invalid", f"the reward is {found.value}")

@@ -6,8 +6,9 @@ and derived weights made anew.
 """
 
 import asyncio
+import contextlib
 import logging
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,8 +27,10 @@ from fivefold.rl.loop import Players, resume, run_loop
 from fivefold.rl.loop_config import LoopConfig, RlConfig, SourceConfig
 from fivefold.rl.progress import Progress
 from fivefold.rl.prompt import Prompt, PromptSource, PromptStream
-from fivefold.rl.rollout import EngineCompleter
+from fivefold.rl.rollout import Completer, EngineCompleter
+from fivefold.rl.server_completer import ServerCompleter
 from fivefold.rl.task_prompt import FAR_AHEAD, TaskPrompts
+from fivefold.serve.config import EngineConfig
 from fivefold.serve.engine import Engine
 from fivefold.stage import StageContext
 from fivefold.text.tokenizer import Tokenizer
@@ -193,7 +196,31 @@ async def _run(
     # Only experts that the engine has computed itself can be replayed.
     shares = config.engine.shares_prefixes and not config.sampling.replays_routing
     settings = config.engine.model_copy(update={"shares_prefixes": shares})
-    completer = EngineCompleter(Engine(learner.compute.model, settings))
+    async with _open_completer(config, settings, learner.compute.model, out) as completer:
+        return await _run_with(completer, learner, supply, config, context, out, progress, teaching)
+
+
+@contextlib.asynccontextmanager
+async def _open_completer(
+    config: LoopConfig, engine: EngineConfig, model: Transformer, out: Path
+) -> AsyncIterator[Completer]:
+    if not config.rollout.url:
+        yield EngineCompleter(Engine(model, engine))
+        return
+    async with ServerCompleter(config.rollout, model, out / "state") as completer:
+        yield completer
+
+
+async def _run_with(
+    completer: Completer,
+    learner: PolicyLearner,
+    supply: Supply,
+    config: LoopConfig,
+    context: StageContext,
+    out: Path,
+    progress: Progress,
+    teaching: Teaching,
+) -> Progress:
     needs_rewards = config.algorithm.advantage is not None
     collector = Collector(
         completer,

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from fivefold.rl.config import DistillationConfig
 from fivefold.rl.rollout import Rollout
 from fivefold.rl.sample import Sample
 
@@ -18,18 +19,25 @@ _MOST_TOKENS = 400
 """Tokens of a rollout that are shown."""
 
 
-def choose_shown(samples: Sequence[Sample], count: int) -> list[Sample]:
+def choose_shown(
+    samples: Sequence[Sample], count: int, distillation: DistillationConfig | None = None
+) -> list[Sample]:
     """Return `count` samples that train, half of the worst judged and half of the best.
 
     Of equally judged ones the shorter come first, and no group comes twice on one side.
     """
+    worth = {
+        id(sample): float(token_worth(sample, distillation)[sample.loss_mask].mean())
+        for sample in samples
+        if sample.loss_tokens
+    }
     ranked = sorted(
-        (sample for sample in samples if sample.loss_tokens),
-        key=lambda sample: (_worth(sample), len(sample.ids)),
+        (sample for sample in samples if id(sample) in worth),
+        key=lambda sample: (worth[id(sample)], len(sample.ids)),
     )
     low = _distinct(ranked, count // 2)
     taken = {id(sample) for sample in low}
-    best_first = sorted(ranked, key=lambda sample: (-_worth(sample), len(sample.ids)))
+    best_first = sorted(ranked, key=lambda sample: (-worth[id(sample)], len(sample.ids)))
     high = _distinct([s for s in best_first if id(s) not in taken], count - len(low))
     return [*low, *reversed(high)]
 
@@ -39,6 +47,7 @@ def describe_shown(
     before: Sequence[np.ndarray],
     after: Sequence[np.ndarray],
     decode: Callable[[Sequence[int]], str],
+    distillation: DistillationConfig | None = None,
 ) -> list[dict[str, Any]]:
     """Return the samples as the report's block `rollouts` takes them.
 
@@ -46,13 +55,17 @@ def describe_shown(
     batch was learned.
     """
     return [
-        _describe(sample, old, new, decode)
+        _describe(sample, token_worth(sample, distillation, old), old, new, decode)
         for sample, old, new in zip(samples, before, after, strict=True)
     ]
 
 
 def _describe(
-    sample: Sample, old: np.ndarray, new: np.ndarray, decode: Callable[[Sequence[int]], str]
+    sample: Sample,
+    worth: np.ndarray,
+    old: np.ndarray,
+    new: np.ndarray,
+    decode: Callable[[Sequence[int]], str],
 ) -> dict[str, Any]:
     begin = sample.prompt_tokens if isinstance(sample, Rollout) else 0
     places = np.arange(begin, len(sample.ids))
@@ -65,25 +78,35 @@ def _describe(
         "label": f"{sample.group}: {reward}{rest}",
         "prompt": decode(sample.ids[:begin].tolist()) if begin else "",
         "tokens": [decode([token]) for token in sample.ids[places].tolist()],
-        "advantages": _numbers(token_worth(sample)[places], trains),
+        "advantages": _numbers(worth[places], trains),
         "engine_logprobs": _numbers(sample.rollout_logprobs[places], trains),
         "trainer_logprobs": _numbers(old[places], trains),
         "learned_logprobs": _numbers(new[places], trains),
     }
 
 
-def token_worth(sample: Sample) -> np.ndarray:
-    """Return the advantage of each token; a teacher adds log teacher - log student."""
+def token_worth(
+    sample: Sample,
+    distillation: DistillationConfig | None = None,
+    student: np.ndarray | None = None,
+) -> np.ndarray:
+    """Return the advantage of each token, a teacher's included, as the loss sees it.
+
+    `student` holds the trainer's log-probabilities; None: the engine's stand for them. Without a
+    config of the distillation its defaults hold.
+    """
     assert sample.advantages is not None, "a batch that trains has advantages"
     worth = np.where(sample.loss_mask, sample.advantages, 0.0)
-    if sample.teacher_logprobs is not None:
-        gap = np.where(sample.loss_mask, sample.teacher_logprobs - sample.rollout_logprobs, 0.0)
-        worth = worth + gap
+    if sample.teacher_logprobs is None:
+        return worth
+    config = distillation or DistillationConfig()
+    student = sample.rollout_logprobs if student is None else student
+    returned = 0.0
+    for place in reversed(np.flatnonzero(sample.loss_mask)):
+        gap = sample.teacher_logprobs[place] - student[place]
+        returned = gap + config.discount * returned
+        worth[place] += config.weight * returned
     return worth
-
-
-def _worth(sample: Sample) -> float:
-    return float(token_worth(sample)[sample.loss_mask].mean())
 
 
 def _distinct(samples: Sequence[Sample], count: int) -> list[Sample]:

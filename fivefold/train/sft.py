@@ -54,7 +54,8 @@ def sft(config: SftConfig, inputs: Mapping[str, Path], out: Path, context: Stage
         inputs["start"], inputs["tokenizer"], context, longest_tokens=tokens
     )
     if not config.accept_other_template:
-        check_template(inputs["start"] / "checkpoint")
+        accepts = "Set `accept_other_template` to train it on Fivefold's format all the same"
+        check_template(inputs["start"] / "checkpoint", fix=accepts)
     freeze_indexers(model)
     rows, given = out / "state" / "rows", inputs["conversations"]
     write_conversation_rows(
@@ -132,8 +133,10 @@ def plan_epochs(
     return config.model_copy(update={"total_tokens": total_tokens}), MixtureConfig(weights=weights)
 
 
-def check_template(checkpoint: Path) -> None:
+def check_template(checkpoint: Path, *, fix: str = "") -> None:
     """Refuse a checkpoint whose chat template is another than Fivefold's; none at all is fine.
+
+    `fix` is the caller's own advice; without one, it is to fine-tune on Fivefold's format first.
 
     Raises:
         MismatchError: it is another.
@@ -142,12 +145,16 @@ def check_template(checkpoint: Path) -> None:
     if not path.is_file():
         return
     found = template_hash(path.read_text(encoding="utf-8"))
+    first = (
+        "Fine-tune it on Fivefold's format first, in a recipe whose stage `sft` has "
+        "`accept_other_template`"
+    )
     if found != template_hash():
         raise MismatchError(
             expected=f"a checkpoint with Fivefold's chat template ({template_hash()})",
             found=f"`{path}` with another ({found})",
-            fix="Set `accept_other_template` to train it on Fivefold's format all the same; "
-            "GLM-5's own template renders the same text",
+            fix=f"{fix or first}; where the template renders the same text, as GLM-5's own does, "
+            "put Fivefold's in its place",
         )
 
 

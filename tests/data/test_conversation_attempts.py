@@ -99,6 +99,14 @@ def test_never_solved_is_dropped_unless_wanted() -> None:
     assert hard.kept == ["never", "once"]
 
 
+def test_always_solved_is_dropped_where_a_miss_is_needed() -> None:
+    table = {"all": PassCount(8, 8), "most": PassCount(7, 8), "never": PassCount(0, 8)}
+    found = filter_by_difficulty(table, DifficultyConfig(needs_miss=True))
+    assert found.kept == ["most"]
+    assert found.dropped == {"all": TOO_EASY, "never": TOO_HARD}
+    assert filter_by_difficulty(table, DifficultyConfig()).kept == ["all", "most"]
+
+
 def test_impossible_window_is_refused() -> None:
     with pytest.raises(ConfigError, match="`lowest`"):
         validate(DifficultyConfig, {"lowest": 0.8, "highest": 0.2}, where="difficulty")

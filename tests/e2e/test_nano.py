@@ -17,6 +17,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from fivefold.metrics import read_metrics
 from fivefold.models.convert import read_checkpoint, released_tensors
+from fivefold.report.block import draw_block
+from fivefold.report.scale import format_exact
 from fivefold.text.tokenizer import load_tokenizer
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
@@ -113,8 +115,15 @@ def all_losses(run: Path) -> dict[str, list[float]]:
 def test_run_trains_exports_and_reports(finished: Path) -> None:
     curve = losses(finished)
     assert sum(curve[-3:]) / 3 < sum(curve[:3]) / 3 - 1.0
+    records = list(read_metrics(finished / "metrics.jsonl"))
+    (final,) = [
+        record["validation/final_bits_per_byte"]
+        for record in records
+        if record["stage"] == "pretrain" and "validation/final_bits_per_byte" in record
+    ]
     page = (finished / "report.html").read_text(encoding="utf-8")
-    assert "validation/final_bits_per_byte" in page or "bits" in page
+    assert format_exact(final) in page
+    assert all(stage in page for stage in STAGES)
     names = {path.name for path in (finished / "pretrain" / "checkpoint").iterdir()}
     assert names == {
         "config.json",
@@ -178,7 +187,7 @@ def test_golden_losses_of_the_fixture_text(finished: Path) -> None:
 
 
 def test_killed_run_resumes_bit_for_bit(finished: Path, tmp_path: Path) -> None:
-    """Kill -9 at random steps of every stage up to the adaptation; `tests/rl` does so beyond."""
+    """Kill -9 at random steps of every stage up to the adaptation; `test_killed` does beyond."""
     run = tmp_path / "nano"
     run.mkdir()
     for name in ("manifest.json", "config.json"):
@@ -274,13 +283,29 @@ def test_post_training_leaves_answers_and_a_page(finished: Path) -> None:
     """From `tasks` to `distill`: each stage starts where its needs say, and shows its work."""
     records = list(read_metrics(finished / "metrics.jsonl"))
     assert (finished / "tasks" / "reverse.jsonl").read_text().count("\n") == 28
-    for stage in ("rl_a", "rl_b", "distill"):
+    for stage, groups, rollouts in (("rl_a", 2, 16), ("rl_b", 2, 16), ("distill", 2, 1)):
         mine = [record for record in records if record["stage"] == stage]
         examined = [record for record in mine if "rl/eval_pass_rate_reverse" in record]
         assert [record["step"] for record in examined] == [0, 2]
         assert all("rl/eval_pass_rate_sort" in record for record in examined)
-        assert sum(record.get("rl/sampled_tokens", 0) for record in mine) > 0
-        assert list((finished / stage / "page").iterdir())
+        batches = [record for record in mine if "rl/sampled_tokens" in record]
+        assert [record["rl/groups_drawn"] for record in batches] == [groups] * 2
+        for record in batches:
+            mean = record["rl/response_tokens_mean"]
+            assert record["rl/sampled_tokens"] == pytest.approx(mean * groups * rollouts)
+            assert 0 < mean <= 8
+        names = {path.name for path in (finished / stage / "page").iterdir()}
+        assert {"30_rollouts.json", "50_counts.json"} <= names
+        for block in (finished / stage / "page").glob("*.json"):
+            assert "cannot be drawn" not in draw_block(block), block
+    # Teachers pull, even where no answer earns a reward.
+    gaps = [r["rl/teacher_kl_nats"] for r in records if "rl/teacher_kl_nats" in r]
+    assert len(gaps) == 2
+    before, after = (
+        read_checkpoint(finished / stage / "checkpoint").state_dict()["lm_head.weight"]
+        for stage in ("sft", "adapt_dsa")
+    )
+    assert not torch.equal(before, after)
     student = read_checkpoint(finished / "distill" / "checkpoint")
     start = read_checkpoint(finished / "adapt_dsa" / "checkpoint").state_dict()
     for name, weight in student.state_dict().items():

@@ -20,6 +20,7 @@ from fivefold.envs.file_task import FileTask, gsm8k_row
 from fivefold.envs.function_task import FunctionTask
 from fivefold.envs.gym import GymTask, score, spread_seed
 from fivefold.envs.open_task import open_task
+from fivefold.envs.row import read_row, write_row
 from fivefold.envs.task import Problem, TaskError
 from fivefold.errors import ConfigError, CorruptFileError, FivefoldError, MissingFileError
 from fivefold.text.conversation import Message
@@ -331,3 +332,27 @@ def test_any_task_opens_from_plain_values(tmp_path: Path) -> None:
         assert problem.task == task.name
     with pytest.raises(FivefoldError):
         open_task(ProceduralConfig(skill="add", levels=(9,)))
+
+
+ROWS = (
+    {"prompt": "a", "answer": "b", "verifier": "exact", "thinking": "so", "difficulty": 2},
+    {"prompt": "a", "answer": 7, "verifier": {"kind": "number", "tolerance": 0.1}, "id": 5},
+    {"prompt": "é\n", "verifier": "format"},
+    {"prompt": "a", "verifier": {"kind": "function", "target": "m:f"}, "answer": 1, "more": [2]},
+    {"prompt": "a", "answer": "x", "verifier": {"kind": "all", "parts": ["format", "exact"]}},
+    {"messages": [{"role": "system", "content": "s"}, {"role": "user", "content": "u"}],
+     "answer": "1", "verifier": {"kind": "exact", "answer_in": "boxed"}, "solution": "1"},
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("row", ROWS, ids=str)
+def test_written_row_is_read_as_the_same_problem(row: dict) -> None:
+    problem = read_row(row, task="t", index=3, where="row")
+    written = json.loads(json.dumps(write_row(problem)))
+    assert read_row(written, task="t", index=3, where="row") == problem
+
+
+def test_skill_s_problem_is_written_as_a_row() -> None:
+    problem = open_task(ProceduralConfig(skill="reverse")).problem(4)
+    again = read_row(write_row(problem), task="reverse", index=4, where="row")
+    assert again == problem

@@ -4,6 +4,7 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,10 +15,12 @@ from fivefold.artifact import read_json
 from fivefold.envs.config import FileConfig, FunctionTaskConfig, GymConfig, ProceduralConfig
 from fivefold.errors import ConfigError, FivefoldError
 from fivefold.metrics import read_metrics
+from fivefold.models.config import read_config
 from fivefold.models.convert import read_checkpoint
 from fivefold.recipes.rl_run import rl_stages
 from fivefold.recipes.task_argument import OwnTask, read_task
 from fivefold.rl.loop_config import RlConfig
+from fivefold.rl.own_task import OwnTaskConfig
 from fivefold.stage import Stage
 
 LETTERS = """
@@ -116,7 +119,9 @@ def test_task_s_own_solutions_are_learned_first(
     )
     assert said.startswith("0\n"), said
     run = tmp_path / "runs" / "rl-letters"
-    assert len((run / "solved" / "letters.jsonl").read_text().splitlines()) == 60 + 32
+    # Five questions are all that the task has.
+    assert len((run / "solved" / "letters.jsonl").read_text().splitlines()) == 60 + 5
+    assert "the 5 examined ones train" in " ".join(said.split())
     start = read_json(run / "rl" / "finished.json")
     made = read_json(run / "sft" / "finished.json")
     assert start is not None
@@ -179,6 +184,11 @@ FAULTS = {
     "wrong solution": (("--task", "wrong.py"), "the verifier to reward the solution"),
     "unknown key": (("--task", "add", "rl.batchs=3"), "Did you mean `batches`"),
     "unknown stage": (("--task", "add", "sft.peak_lr=3"), "a known key"),
+    "unknown key of the task": (("--task", "add", "task.heldout_shar=1"), "`heldout_share`"),
+    "no room for a prompt": (("--task", "add", "rl.sampling.max_new_tokens=1024"), "for a prompt"),
+    "response beyond a row": (("--task", "add", "rl.update.row_tokens=9"), "`update.row_tokens`"),
+    "late prompt that is too long": (("--task", "late.py"), "the longest `late/1000`"),
+    "late row that is too long": (("--task", "late.jsonl"), "leave room for an answer"),
 }
 
 
@@ -195,6 +205,11 @@ def test_fault_is_one_paragraph_before_any_training(
     (tmp_path / "bad.jsonl").write_text(f"{row}\n{{\n")
     (tmp_path / "rows.py").write_text(JUDGED)
     (tmp_path / "raises.py").write_text("def problem(index, seed):\n    return {1 / 0}\n")
+    late = LETTERS.replace('f"Say {letter}."', '"a " * (3000 if index == 1000 else 1)')
+    (tmp_path / "late.py").write_text(late)
+    rows = [{"prompt": "a " * (3000 if n == 150 else 1), "answer": "b"} for n in range(200)]
+    lines = [json.dumps({**row, "verifier": "exact"}) for row in rows]
+    (tmp_path / "late.jsonl").write_text("\n".join(lines))
     (tmp_path / "wrong.py").write_text(LETTERS.replace('"answer"', '"solution": "y", "answer"'))
     said = command(checkpoint, *arguments)
     assert said.startswith("2\n"), said
@@ -269,6 +284,69 @@ def test_thinking_and_lengths_follow_the_task(checkpoint: Path, tmp_path: Path) 
     assert not own.sampling.thinks
     assert own.sampling.max_new_tokens == 16
     assert own.update.row_tokens >= own.sampling.max_new_tokens
+
+
+def test_functions_of_a_file_are_tasks_of_their_own(tmp_path: Path) -> None:
+    path = tmp_path / "two.py"
+    path.write_text(LETTERS + LETTERS.replace("problem", "up") + LETTERS.replace("problem", "down"))
+    names = [read_task(f"{path}{end}").name for end in ("", ":problem", ":up", ":down")]
+    assert names == ["two", "two", "two-up", "two-down"]
+
+
+def test_settings_of_the_task_reach_the_stages_that_follow(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    rows = [{"prompt": f"Say {n}.", "answer": str(n), "verifier": "exact"} for n in range(200)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    task = read_task(f"{tmp_path}/rows.jsonl")
+
+    def configs(*overrides: str, **options) -> dict[str, Any]:
+        run = tmp_path / "run"
+        stages = rl_stages(checkpoint, task, run, overrides=overrides, **options)
+        return {stage.name: stage.config for stage in stages}
+
+    assert configs("task.heldout_share=0")["rl"].evaluation.prompts == 0
+    few = configs("task.most_heldout=3", sft=9)
+    assert few["solved"].sources["rows"].heldout_problems == 3
+    assert few["task"].most_heldout == 3
+    seeded = configs("task.task.seed=5", "task.shown=1")
+    assert seeded["rl"].sources[0].task.seed == 5
+    assert seeded["task"].task.seed == 5
+    with pytest.raises(ConfigError, match=r"raise `task\.heldout_share`"):
+        configs("task.heldout_share=0", sft=9)
+
+
+def test_task_knows_what_the_run_asks_of_it(checkpoint: Path, tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text(LETTERS)
+    task = read_task(f"{tmp_path}/own.py")
+
+    def looked_at(*overrides: str, **options) -> Any:
+        stages = rl_stages(checkpoint, task, tmp_path / "run", overrides=overrides, **options)
+        assert stages[1].needs == {"start": "start"}
+        return stages[1].config
+
+    assert looked_at().trained == 40 * 16 * 2
+    assert looked_at("rl.batches=3", "rl.sampling.batch_prompts=5").trained == 30
+    assert looked_at("rl.batches=1", sft=400).trained == 400
+    assert (looked_at().heldout, looked_at("rl.evaluation.prompts=200").heldout) == (64, 200)
+    assert looked_at("rl.evaluation.prompts=9", sft=40).heldout == 32
+    assert looked_at("task.trained=7").trained == 7
+    limit = read_config(checkpoint).max_position_embeddings
+    assert looked_at().longest_prompt_tokens == limit - 16
+    narrow = looked_at("rl.update.row_tokens=99", "rl.sampling.max_new_tokens=20")
+    assert narrow.longest_prompt_tokens == 80
+    skill = rl_stages(checkpoint, read_task("add"), tmp_path / "run")[1].config
+    assert isinstance(skill, OwnTaskConfig)
+    assert skill.heldout == 0
+
+
+def test_all_rows_of_a_file_decide_about_lengths(checkpoint: Path, tmp_path: Path) -> None:
+    rows = [{"prompt": "Say it.", "answer": "ab " * (60 if n == 170 else 1)} for n in range(300)]
+    lines = [json.dumps({**row, "verifier": "exact"}) for row in rows]
+    (tmp_path / "rows.jsonl").write_text("\n".join(lines))
+    task = read_task(f"{tmp_path}/rows.jsonl")
+    config = config_of(rl_stages(checkpoint, task, tmp_path / "run"))
+    assert config.sampling.max_new_tokens >= 120
 
 
 def test_prompts_without_room_are_refused(checkpoint: Path, tmp_path: Path) -> None:

@@ -130,3 +130,10 @@ def test_noisy_line_of_many_points_gets_a_running_mean():
 
 def test_chart_without_finite_points_says_so():
     assert "No points." in draw_chart(Chart("n", "x", "y", [Line("a", [1.0], [math.nan], 0)]))
+
+
+@pytest.mark.parametrize("step", [1e-3, 1e-7, 1e-9, 1e-13])
+def test_ticks_close_to_one_are_told_apart(step: float) -> None:
+    spelled = format_ticks([1 + place * step for place in range(-2, 3)])
+    assert len(set(spelled)) == 5
+    assert spelled[2] == "1"

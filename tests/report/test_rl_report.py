@@ -234,3 +234,113 @@ def test_a_task_named_after_any_file_is_followed(tmp_path: Path) -> None:
     metrics.write_text(metrics.read_text().replace("_sort", "_my-own.task 2"))
     assert "my-own.task 2 30% before rl_b" in describe_skills(read_run(run))
     assert write_report(run).read_text().count('class="band"') == 10
+
+
+def append(run: Path, *records: dict) -> str:
+    with (run / "metrics.jsonl").open("a") as file:
+        file.writelines(json.dumps(record) + "\n" for record in records)
+    return write_report(run).read_text()
+
+
+def test_unknown_error_is_no_error_of_zero(tmp_path: Path) -> None:
+    run = write_stages(tmp_path / "run")
+    metrics = run / "metrics.jsonl"
+    metrics.write_text(metrics.read_text().replace("rl/eval_pass_error_sort", "rl/other_sort"))
+    section = str(draw_skills(read_run(run)))
+    assert '<td class="number">70%</td>' in section
+    assert "80% ± 2%" in section
+    assert "± 0%" not in section
+    assert section.count('class="band"') == 3
+    points = re.findall(r'data-name="sort" data-points="(.*?)"', section)
+    assert [json.loads(p) for p in points] == [[[10, 0.3], [20, 0.7]], [[20, 0.7], [30, 0.69]]]
+
+
+def test_band_ends_where_an_error_is_unknown() -> None:
+    errors = [0.1, 0.1, float("nan"), 0.2, 0.2]
+    line = Line("pass", [0, 1, 2, 3, 4], [0.5, 0.5, 5.0, 0.5, 0.5], 0, error=errors)
+    page = str(draw_chart(Chart("", "", "", [line], height=100)))
+    bands = re.findall(r'd="M([^"]*)Z"', page)
+    assert [len(band.split("L")) for band in bands] == [4, 4]
+    assert "nan" not in page
+    assert "[1.0, 0.5, 0.1], [2.0, 5.0], [3.0, 0.5, 0.2]" in page
+
+
+def test_equal_curves_are_one_line_with_all_their_names(tmp_path: Path) -> None:
+    run = write_stages(tmp_path / "run")
+    page = append(
+        run,
+        *(
+            {
+                "stage": "rl_b",
+                "step": step,
+                "rl/groups_drawn": 8 + step,
+                "rl/groups_kept": 8 + step,
+                "rl/groups_repaired": step,
+                "rl/eval_pass_rate": 0.5 + step / 100,
+                "rl/eval_pass_rate_only": 0.5 + step / 100,
+            }
+            for step in (1, 2)
+        ),
+    )
+    assert 'data-name="drawn = kept"' in page
+    assert 'data-name="all = only"' in page
+    assert "drawn = kept " in page
+    assert "<code>rl/groups_drawn</code> <code>rl/groups_kept</code>" in page
+
+
+def test_lines_of_other_errors_are_not_equal(tmp_path: Path) -> None:
+    run = write_stages(tmp_path / "run")
+    both = {"rl/eval_pass_rate_a": 0.5, "rl/eval_pass_rate_b": 0.5}
+    errors = {"rl/eval_pass_error_a": 0.1, "rl/eval_pass_error_b": 0.2}
+    page = append(
+        run,
+        {"stage": "new", "step": 1, **both, **errors},
+        {"stage": "new", "step": 2, **dict.fromkeys(both, 0.6), **errors},
+    )
+    assert "a = b" not in page
+
+
+def test_answers_that_were_not_judged_are_told_on_top(tmp_path: Path) -> None:
+    run = write_stages(tmp_path / "run")
+    assert "could not be judged" not in write_report(run).read_text()
+    page = append(
+        run,
+        *(
+            {
+                "stage": "rl_b",
+                "step": step,
+                "rl/eval_failed_rollouts": failed,
+                "rl/eval_rollouts": 64,
+            }
+            for step, failed in ((0, 1), (10, 3))
+        ),
+    )
+    said = "In rl_b, up to 3 of 64 held-out answers of an examination could not be judged"
+    assert said in describe_verdict(read_run(run))
+    assert page.count(said) == 2
+    assert "Held-out answers not judged" in page
+    (run / "metrics.jsonl").write_text("")
+    append(run, {"stage": "rl_b", "step": 0, "rl/eval_failed_rollouts": 9})
+    verdict = describe_verdict(read_run(run))
+    assert verdict.startswith("In rl_b, up to 9 held-out answers of an examination could not")
+
+
+@pytest.mark.parametrize(
+    ("command", "is_recipe"),
+    [
+        (["/bin/fivefold", "run", "my recipe"], True),
+        (["/bin/fivefold", "rl", "start", "--task", "x.py"], False),
+        ("fivefold rl start --task 'x", False),
+        (["/lib/fivefold/__main__.py", "run", "nano"], True),
+        (None, True),
+    ],
+)
+def test_recipe_is_told_by_the_command(
+    tmp_path: Path, command: list[str] | str | None, is_recipe: bool
+) -> None:
+    run = write_stages(tmp_path / "run")
+    (run / "manifest.json").write_text(json.dumps({"recipe": "spaced name", "command": command}))
+    page = write_report(run).read_text()
+    assert ("Train on more tokens" in page) == is_recipe
+    assert ("Go on from here with another task" in page) != is_recipe
+    assert ("python -m fivefold run nano" in page) == ("__main__" in str(command))

@@ -232,6 +232,7 @@ def test_group_of_one_is_refused_with_grpo() -> None:
         ({"engine": {"deterministic": True}, "sampling": {"replays_routing": True}}, "both"),
         ({"engine": {"draft_tokens": 2}}, "draft_tokens"),
         ({"update": {"updates_per_batch": 33}}, "33 updates on 32 groups"),
+        ({"sampling": {"max_new_tokens": 1025}}, "rows of 1024 and responses of up to 1025"),
     ],
 )
 def test_configs_that_cannot_work_are_refused(fields: dict, match: str) -> None:

@@ -1,6 +1,8 @@
 """Distillation: two teachers with a skill each, one student that has both in the end."""
 
 import asyncio
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,10 +23,19 @@ from fivefold.rl.prompt import PromptStream
 from fivefold.rl.reinforce import Supply, Teaching
 from fivefold.rl.rollout import Rollout
 from fivefold.rl.sample import NOT_SAMPLED
-from fivefold.rl.teacher import TeacherPool, measure_gap
+from fivefold.rl.teacher import (
+    TeacherFaultError,
+    TeacherPool,
+    measure_gap,
+    nonfinite_tokens,
+)
+from fivefold.rl.teacher_config import TeacherFaultConfig
+from fivefold.serve.config import EngineConfig
 
 SOURCES = ToySource(wants(7), "a", 1), ToySource(wants(3), "b", 2)
 DETERMINISTIC = ENGINE.model_copy(update={"deterministic": True})
+SPOILT = TeacherFaultConfig(most_nonfinite_share=1.0)
+"""Goes on whatever a teacher says."""
 
 
 @pytest.fixture(scope="module")
@@ -156,6 +167,68 @@ def test_each_source_is_scored_by_its_own_teacher() -> None:
     ]
     assert gap["rl/teacher_kl_nats_a"] == pytest.approx(means[1], rel=1e-6)
     assert gap["rl/teacher_kl_nats_b"] == pytest.approx((2 * means[0] + means[2]) / 3, rel=1e-6)
+
+
+@pytest.mark.parametrize("engine", [ENGINE, DETERMINISTIC], ids=["fast", "deterministic"])
+def test_tokens_without_a_finite_logprob_of_the_teacher_do_not_train(engine: EngineConfig) -> None:
+    """A word that a teacher overflows at spoils what comes after it, and no other rollout."""
+    pool = TeacherPool({"t": overflowing(9)}, {"a": "t"}, engine, SPOILT)
+    rows = [[3, 2, 5, 9, 1, 2], [1, 1, 4, 9], [2, 9, 3, 3], [4, 4, 4, 4, 4, 4, 4], [5, 6, 7]]
+    # Twice: blocks that held what is not finite are used again.
+    found = asyncio.run(pool.annotate([rollout_of("a", row) for row in (*rows, *rows)]))
+    for row, rollout in zip((*rows, *rows), found, strict=True):
+        spoilt = nonfinite_tokens(rollout)
+        sampled = np.arange(len(row)) >= 2
+        np.testing.assert_array_equal(rollout.loss_mask, sampled & ~spoilt)
+        after = sampled & (np.cumsum(np.array(row) == 9) - (np.array(row) == 9) > 0)
+        # A fused kernel multiplies what it has masked by 0, so that NaN reaches back in its row.
+        is_exact = engine.deterministic or 9 not in row
+        assert (spoilt == after).all() if is_exact else (spoilt >= after).all()
+    gap = measure_gap(Collected([], found))
+    assert gap["rl/teacher_nonfinite_tokens"] == sum(nonfinite_tokens(r).sum() for r in found) > 0
+    assert np.isfinite(gap["rl/teacher_kl_nats_a"])
+
+
+def overflowing(word: int) -> Transformer:
+    """Return a teacher that attends to all before a token, so that none escapes."""
+    model = toy_model(4, index_topk=64)
+    with torch.no_grad():
+        model.embed_tokens.weight[word] = torch.nan
+    return model
+
+
+def test_training_past_a_broken_teacher_is_training_without_those_tokens(tmp_path: Path) -> None:
+    config = distil_config(3, engine=DETERMINISTIC)
+    owners = {"a": "t", "b": "t"}
+    broken = TeacherPool({"t": overflowing(9)}, owners, DETERMINISTIC, SPOILT)
+    whole = TeacherPool({"t": toy_model(4, index_topk=64)}, owners, DETERMINISTIC)
+
+    async def annotate(rollouts: Sequence[Rollout]) -> list[Rollout]:
+        masked = []
+        for rollout in await whole.annotate(rollouts):
+            spoilt = np.cumsum(rollout.ids == 9) - (rollout.ids == 9) > 0
+            masked.append(replace(rollout, loss_mask=rollout.loss_mask & ~spoilt))
+        return masked
+
+    runs = {"broken": Teaching(broken.annotate, measure_gap), "masked": Teaching(annotate)}
+    models = {
+        name: run_toy(tmp_path / name, config, both(), teaching=teaching)[0].state_dict()
+        for name, teaching in runs.items()
+    }
+    assert all(torch.equal(models["broken"][n], models["masked"][n]) for n in models["broken"])
+    records = [r for r in read_metrics(tmp_path / "broken" / "metrics.jsonl") if "rl/loss" in r]
+    assert len(records) == 3
+    assert all(r["rl/teacher_nonfinite_tokens"] > 0 for r in records)
+    assert all(np.isfinite(r["rl/loss"]) and r["rl/skipped_updates"] == 0 for r in records)
+
+
+def test_teacher_that_fails_too_often_ends_the_run(tmp_path: Path) -> None:
+    # Every prompt of `b` ends with this word.
+    teachers = {"good": toy_model(5), "bad": overflowing(2)}
+    pool = TeacherPool(teachers, {"a": "good", "b": "bad"}, ENGINE)
+    teaching = Teaching(pool.annotate, measure_gap)
+    with pytest.raises(TeacherFaultError, match=r"teacher `bad`, but for 1\.00%.*32 of 32"):
+        run_toy(tmp_path, distil_config(1), both(), teaching=teaching)
 
 
 def test_source_shares_follow_the_weights() -> None:

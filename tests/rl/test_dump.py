@@ -8,14 +8,15 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tabular import make_batch
-from toy import ENGINE, run_toy, toy_config, toy_model
+from toy import ENGINE, ToySource, run_toy, supply_of, toy_config, toy_model
 
 from fivefold.errors import CorruptFileError
+from fivefold.metrics import read_metrics
 from fivefold.models.transformer import Transformer
-from fivefold.rl.dump import dumped_batches, read_dump, write_dump
+from fivefold.rl.dump import dumped_batches, read_dump, read_judged, write_dump
 from fivefold.rl.forward import PolicyForward
 from fivefold.rl.learner import PolicyLearner, split_groups
-from fivefold.rl.loop_config import LoopConfig, RecordConfig
+from fivefold.rl.loop_config import LoopConfig, RecordConfig, SamplingConfig
 from fivefold.rl.mismatch import Mismatch
 from fivefold.rl.rollout import Rollout
 from fivefold.rl.sample import Sample
@@ -113,6 +114,20 @@ def test_replayed_routing_changes_the_numbers_of_another_router(tmp_path: Path) 
     replayed, own = (forward.logprobs(packed, samples) for forward in forwards)
     assert float((replayed - engine).abs().max()) < 1e-5
     assert float((own - engine).abs().max()) > 1e-3
+
+
+def test_run_leaves_the_rewards_of_groups_that_did_not_train(tmp_path: Path) -> None:
+    """Word 7 is all that is wanted, so that few groups have a signal; each is in the table."""
+    source = ToySource(lambda ids: float(ids[0] == 7))
+    config = toy_config(3, sampling=SamplingConfig(batch_prompts=4, max_new_tokens=2))
+    run_toy(tmp_path, config, supply_of(source))
+    dumps = tmp_path / "state" / "rollouts"
+    assert dumped_batches(dumps) == [1, 2, 3]
+    judged = [j for n in (1, 2, 3) for j in read_judged(dumps / f"batch_{n:08d}.npz")]
+    trained = [s for n in (1, 2, 3) for s in read_dump(dumps / f"batch_{n:08d}.npz")[0]]
+    drawn = sum(r.get("rl/groups_drawn", 0) for r in read_metrics(tmp_path / "metrics.jsonl"))
+    assert len(judged) == 4 * drawn > len(trained)
+    assert {j.group for j in judged} > {sample.group for sample in trained}
 
 
 def test_only_the_newest_dumps_are_kept(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """A loss through the chunked head against autograd through whole logits, and with a real model."""
 
 import dataclasses
+import math
 
 import numpy as np
 import pytest
@@ -210,6 +211,25 @@ def test_mismatch_of_parts_merges_to_that_of_the_whole_and_equals_numpy() -> Non
     inner = np.histogram(np.log2(rho), bins=EDGES)[0]
     assert list(one.histogram[1:-1]) == inner.tolist()
     assert sum(one.histogram) == len(rho)
+
+
+def test_token_without_a_number_is_counted_apart_and_in_no_sum() -> None:
+    (packed,) = pack_samples(make_batch(4), 99, 9, dtype=torch.float64)
+    trainer = packed.streams.rollout_logprobs_N + 0.1
+    whole = measure_mismatch(trainer, packed.streams)
+    places = packed.streams.mask_N.nonzero().flatten()[[0, 3]]
+    trainer[places[0]], trainer[places[1]] = torch.nan, -torch.inf
+    found = measure_mismatch(trainer, packed.streams)
+    assert (found.tokens, found.nan_tokens) == (whole.tokens - 1, 1)
+    assert sum(found.histogram) == found.tokens
+    # No probability in the trainer is a rho of 0, and not a rho of none.
+    assert (found.histogram[0], found.histogram[-1]) == (1, 0)
+    assert merge_mismatches([found, whole]).nan_tokens == 1
+    metrics = found.metrics()
+    assert metrics["rho_nan_tokens"] == 1
+    assert metrics["rho_mean"] == pytest.approx((found.tokens - 1) / found.tokens * math.exp(0.1))
+    nothing = measure_mismatch(torch.full_like(trainer, torch.nan), packed.streams)
+    assert nothing.metrics() == {"rho_nan_tokens": whole.tokens}
 
 
 def test_mismatch_of_no_token_has_no_numbers() -> None:

@@ -82,10 +82,29 @@ def test_examination_asks_the_same_each_time_and_tells_sources_apart() -> None:
     assert metrics["rl/eval_reward_mean_low"] == 0.5
     assert metrics["rl/eval_pass_rate_low"] == 0.0
     assert metrics["rl/eval_pass_rate_high"] == 1.0
-    assert metrics["rl/eval_failed_rollouts"] == 1
+    assert (metrics["rl/eval_failed_rollouts"], metrics["rl/eval_rollouts"]) == (1, 12)
     assert metrics["rl/eval_pass_error"] == pytest.approx(statistics.stdev([0, 0, 1, 1]) / 2)
     assert len(found.shown) == config.record.shown_rollouts
     first = list(completer.asked)
     assert len({ask.params.seed for ask in first}) == 12
     asyncio.run(examiner.examine())
     assert completer.asked[12:] == first
+
+
+def test_answer_that_the_engine_gave_up_is_not_judged(caplog: pytest.LogCaptureFixture) -> None:
+    judged = list[Sequence[int]]()
+
+    def reward(ids: Sequence[int]) -> float:
+        judged.append(ids)
+        return 1.0
+
+    prompts = [ToySource(reward).prompt(n) for n in range(4)]
+    completer = ScriptedCompleter(lambda n, ask: {"finish": "abort"} if n in (1, 2) else {})
+    config = toy_config(evaluation=EvaluationConfig(prompts=4))
+    found = asyncio.run(Examiner(completer, prompts, config, seed=4).examine())
+    assert len(judged) == 2
+    assert found.metrics["rl/eval_pass_rate_toy"] == 1.0
+    assert found.metrics["rl/eval_failed_rollouts"] == 2
+    assert [reward for _, _, reward in found.shown] == [1.0, None]
+    assert caplog.text.count("a held-out answer of `toy#1` is left out, infra: the engine") == 1
+    assert "toy#2" not in caplog.text

@@ -61,7 +61,7 @@ def forward_of(model: Transformer) -> PolicyForward:
 def test_log_probabilities_are_those_of_samples_packed_whole(row: int) -> None:
     model, samples = tiny_model(), make_groups()
     forward = forward_of(model)
-    found = {}
+    found: dict[bool, dict[int, np.ndarray]] = {}
     for shares in (False, True):
         packs = pack_samples(samples, row, 2, shares_prompts=shares, dtype=torch.float64)
         assert any(pack.prompts for pack in packs) == shares
@@ -70,9 +70,9 @@ def test_log_probabilities_are_those_of_samples_packed_whole(row: int) -> None:
             values |= pack.unpack(forward.logprobs(pack, samples))
         found[shares] = values
     assert found[True].keys() == found[False].keys()
-    for member, values in found[False].items():
-        np.testing.assert_allclose(found[True][member], values, atol=1e-12)
-        assert (values[samples[member].loss_mask] < 0).all()
+    for member, alone in found[False].items():
+        np.testing.assert_allclose(found[True][member], alone, atol=1e-12)
+        assert (alone[samples[member].loss_mask] < 0).all()
 
 
 def test_gradient_is_that_of_samples_packed_whole() -> None:

@@ -1,13 +1,20 @@
 """Which rollouts are shown, and that the histogram of rho names its bins rightly."""
 
+import dataclasses
+import json
 import re
 from itertools import pairwise
 
 import numpy as np
 import pytest
+import torch
+from toy import toy_config
 
+from fivefold.rl.config import AdvantageConfig, AlgorithmConfig, DistillationConfig
+from fivefold.rl.distillation import with_teacher
 from fivefold.rl.loop_config import RlConfig, SourceConfig
 from fivefold.rl.mismatch import EDGES
+from fivefold.rl.pack import pack_samples
 from fivefold.rl.page import bin_name, write_page
 from fivefold.rl.progress import Progress, batch_line, examination_line
 from fivefold.rl.sample import Sample
@@ -58,6 +65,52 @@ def test_teacher_judges_each_token() -> None:
     assert row["learned_logprobs"] == [-2.0] * 3
 
 
+@pytest.mark.parametrize(("discount", "weight"), [(0.0, 1.0), (1.0, 1.0), (0.5, 3.0)])
+def test_colours_are_the_advantages_of_the_loss(discount: float, weight: float) -> None:
+    config = DistillationConfig(discount=discount, weight=weight)
+    rng = np.random.default_rng(3)
+    samples = []
+    for number in range(3):
+        teacher = -rng.random(9)
+        sample = sample_of(f"g{number}", 0.25 * number, 9, teacher_logprobs=teacher)
+        mask = sample.loss_mask & (rng.random(9) < 0.7) | (np.arange(9) == 8)
+        samples.append(dataclasses.replace(sample, loss_mask=mask))
+    (packed,) = pack_samples(samples, 99, 9, dtype=torch.float64)
+    trainer = [np.where(s.loss_mask, -rng.random(9), 0.0) for s in samples]
+    flat = torch.zeros(packed.streams.mask_N.shape, dtype=torch.float64)
+    for member, begin, length in zip(packed.members, packed.begins, packed.lengths, strict=True):
+        flat[begin : begin + length] = torch.from_numpy(trainer[member][1:])
+    seen = packed.unpack(with_teacher(flat, packed.streams, config).advantages_N)
+    for number, sample in enumerate(samples):
+        worth = token_worth(sample, config, trainer[number])
+        np.testing.assert_allclose(worth[sample.loss_mask], seen[number][sample.loss_mask])
+    shown = describe_shown(samples, trainer, trainer, str, config)
+    kept = [value for value in shown[1]["advantages"] if value is not None]
+    assert kept == pytest.approx(seen[1][samples[1].loss_mask], rel=1e-5)
+
+
+def test_samples_are_chosen_by_what_they_are_worth_to_the_loss() -> None:
+    # The engine gave every token -1: gaps (0, 0, 0.9) against (1, 0, 0.2).
+    late = sample_of("late", 0.0, teacher_logprobs=np.array([0.0, -1.0, -1.0, -0.1]))
+    early = sample_of("early", 0.0, teacher_logprobs=np.array([0.0, 0.0, -1.0, -0.8]))
+    for discount, best in ((0.0, "early"), (1.0, "late")):
+        config = DistillationConfig(discount=discount)
+        assert choose_shown([late, early], 1, config)[0].group == best
+
+
+def test_page_says_how_a_teacher_judges(tmp_path) -> None:
+    def said(distillation: DistillationConfig, **fields) -> str:
+        algorithm = AlgorithmConfig(advantage=None, distillation=distillation)
+        config = toy_config(algorithm=algorithm.model_copy(update=fields))
+        write_page(Progress(judged=[{}]), config, tmp_path)
+        return json.loads((tmp_path / "20_tokens.json").read_text())["note"]
+
+    assert "is log teacher - log student." in said(DistillationConfig())
+    told = said(DistillationConfig(discount=1, weight=2), advantage=AdvantageConfig())
+    assert "2 times log teacher - log student, summed from there to the end, added to" in told
+    assert "with 0.5 a token" in said(DistillationConfig(discount=0.5))
+
+
 def test_bins_narrow_by_decades_around_one() -> None:
     assert list(EDGES) == sorted(EDGES) == [-edge or 0.0 for edge in reversed(EDGES)]
     inner = [2**edge - 1 for edge in EDGES if 0 < edge < 0.2]
@@ -80,17 +133,24 @@ def test_histogram_on_the_page_has_every_token_once(tmp_path) -> None:
     counts = [0] * (len(EDGES) + 1)
     one = EDGES.index(0.0) + 1
     counts[one], counts[one - 3], counts[one + 2] = 50, 7, 4
-    progress = Progress(rho_histogram=counts, rho_exact_tokens=45, reasons={"infra: late": 3})
+    progress = Progress(
+        rho_histogram=counts,
+        rho_exact_tokens=45,
+        rho_nan_tokens=6,
+        reasons={"infra: late by _": 3, "other reasons": 2},
+        reason_examples={"infra: late by _": "infra: late by 7"},
+    )
     task = {"kind": "procedural", "skill": "copy"}
     config = RlConfig(sources=(SourceConfig.model_validate({"task": task}),))
     write_page(progress, config, tmp_path)
-    columns = re.findall(
-        r'"name": "(.*?)",\s+"value": (\d+)', (tmp_path / "40_rho.json").read_text()
-    )
+    block = (tmp_path / "40_rho.json").read_text()
+    columns = re.findall(r'"name": "(.*?)",\s+"value": (\d+)', block)
     assert sum(int(count) for _, count in columns) == 61
     assert dict(columns)["exactly 1"] == "45"
     assert dict(columns)["1 to 1 + 1e-7"] == "5"
-    assert "infra: late" in (tmp_path / "51_reasons.json").read_text()
+    assert "Not drawn: 6 tokens that have no rho" in block
+    rows = json.loads((tmp_path / "51_reasons.json").read_text())["rows"]
+    assert rows == [["infra: late by 7", 3], ["other reasons", 2]]
 
 
 def test_lines_tell_errors_and_what_was_left_out() -> None:
@@ -113,4 +173,14 @@ def test_lines_tell_errors_and_what_was_left_out() -> None:
     rates = {"rl/eval_pass_rate": 0.4, "rl/eval_pass_rate_a": 0.3, "rl/eval_pass_rate_b": 0.5}
     told = examination_line(Progress(batch=5), {**rates, "rl/eval_pass_error_a": 0.01})
     assert told == "batch 5  held-out problems solved: a 30.0% ± 1.0%, b 50.0%"
-    assert examination_line(Progress(), {"rl/eval_failed_rollouts": 4}) is None
+    failed = {"rl/eval_failed_rollouts": 4, "rl/eval_rollouts": 9}
+    told = examination_line(Progress(batch=5), {**rates, **failed})
+    solved, left_out = told.split("; ") if told else ("", "")
+    assert solved == "batch 5  held-out problems solved: a 30.0%, b 50.0%"
+    assert left_out == "4 of 9 held-out answers not judged"
+    assert examination_line(Progress(), failed) == "batch 0  4 of 9 held-out answers not judged"
+    none = {"rl/eval_failed_rollouts": 0, "rl/eval_rollouts": 9}
+    assert examination_line(Progress(), none) is None
+    assert "2 tokens without a rho" in batch_line(
+        Progress(), config, {**values, "rl/rho_nan_tokens": 2}
+    )

@@ -1,0 +1,287 @@
+"""Attempts at problems: a checkpoint answers each of them n times, and the verifier judges.
+
+    attempts/NAME.jsonl   every answer with its reward (`data.attempt_file`)
+    counts/NAME.jsonl     (k, n) of every problem
+
+What GLM-5 calls the solve rate of the previous model, by which problems for fine-tuning and for RL
+are chosen (report, sections 3.1 and 3.2). Answers that could not be judged are counted apart, by
+state; they are neither passes nor failures. Draws come from seeds by problem and number, and every
+batch is on the disk before the next begins, so that a kill loses one batch at most.
+
+Surprise: an empty answer is worth 0 without anybody judging it, so that a verifier that always
+fails still scores a few; the first batch is therefore held to a share (`most_unjudged`).
+"""
+
+import asyncio
+import logging
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from fivefold.artifact import atomic_write, write_json
+from fivefold.data.attempt_file import (
+    STATES,
+    Answer,
+    AttemptedProblem,
+    append_attempts,
+    read_attempts,
+    resume_attempts,
+)
+from fivefold.data.attempts import PassCount, write_pass_counts
+from fivefold.data.choose_page import rate_block
+from fivefold.envs.open_task import open_task
+from fivefold.envs.task import Problem
+from fivefold.errors import ConfigError, FivefoldError
+from fivefold.rl.attempt_config import AttemptedConfig, AttemptsConfig
+from fivefold.rl.prompt import Judgement, Prompt, judge_safely
+from fivefold.rl.rollout import Ask, Completer, EngineCompleter, seed_of
+from fivefold.rl.task_prompt import TaskPrompts
+from fivefold.serve.engine import Engine
+from fivefold.serve.request import SamplingParams
+from fivefold.serve.worker import Completion
+from fivefold.stage import ProgressTask, StageContext
+from fivefold.text.conversation import write_messages
+from fivefold.text.parse import parse_ids
+from fivefold.text.tokenizer import Tokenizer
+from fivefold.train.sft import check_template
+from fivefold.train.start import start_from
+from fivefold.verify.verifier import Verifier
+
+logger = logging.getLogger(__name__)
+
+
+class UnjudgedError(FivefoldError, RuntimeError):
+    """Too few attempts could be judged, so that little would be known of any problem."""
+
+
+def sample_attempts(
+    config: AttemptsConfig, inputs: Mapping[str, Path], out: Path, context: StageContext
+) -> None:
+    """Let `inputs["start"]` try the problems of all sources; see the module.
+
+    Raises:
+        MismatchError: the checkpoint has another tokenizer or chat template.
+        ConfigError: a task that cannot be opened, or has no problem at `begin`.
+        UnjudgedError: the verifier failed on most attempts at the first problems.
+    """
+    model, tokenizer = start_from(
+        inputs["start"], inputs["tokenizer"], context, longest_tokens=config.max_new_tokens + 1
+    )
+    check_template(inputs["start"] / "checkpoint")
+    completer = EngineCompleter(Engine(model.eval(), config.engine))
+    found = dict[str, list[AttemptedProblem]]()
+    with Verifier(config.verifier) as verifier:
+        for name, source in config.sources.items():
+            sampler = _Sampler(name, source, config, completer, tokenizer, verifier, context.seed)
+            with context.track(f"attempts at {name}", sampler.size, "problems") as bar:
+                asyncio.run(sampler.run(out, bar))
+            found[name] = list(read_attempts(out / "attempts" / f"{name}.jsonl"))
+            _write_counts(out, name, found[name], config, context)
+    _write_page(out / "page", found, config)
+
+
+class _Sampler:
+    """Tries the problems of one source, a batch at a time."""
+
+    def __init__(
+        self,
+        name: str,
+        source: AttemptedConfig,
+        config: AttemptsConfig,
+        completer: Completer,
+        tokenizer: Tokenizer,
+        verifier: Verifier,
+        seed: int,
+    ) -> None:
+        """Open the task."""
+        self._name, self._begin, self._config, self._seed = name, source.begin, config, seed
+        self._completer, self._tokenizer = completer, tokenizer
+        self._task = open_task(source.task)
+        self._prompts = TaskPrompts(
+            self._task, tokenizer, verifier, name=name, thinks=config.thinks, begin=source.begin
+        )
+        self.size = _count_problems(source, self._task.size, self._task.name)
+
+    async def run(self, out: Path, bar: ProgressTask) -> None:
+        """Sample what is missing; the file has its name once it is whole."""
+        whole = out / "attempts" / f"{self._name}.jsonl"
+        growing = out / "state" / "attempts" / f"{self._name}.jsonl"
+        if whole.is_file():
+            bar.advance(self.size)
+            return
+        done = resume_attempts(growing, self._config.batch_problems)
+        if done:
+            logger.info("%s: goes on after %d problems", self._name, done)
+        bar.advance(done)
+        passed = judged = 0
+        while done < self.size:
+            end = min(done + self._config.batch_problems, self.size)
+            batch = await self._sample(range(done, end))
+            counts = [problem.count(self._config.pass_reward) for problem in batch]
+            if done == 0:
+                _check_judged(self._name, batch, self._config.most_unjudged)
+            append_attempts(growing, batch)
+            passed += sum(count.k for count in counts)
+            judged += sum(count.n for count in counts)
+            bar.advance(end - done, solved=f"{passed / max(judged, 1):.0%}")
+            done = end
+        with atomic_write(whole) as partial:
+            growing.replace(partial)
+
+    async def _sample(self, indices: range) -> list[AttemptedProblem]:
+        """Try some problems, all of their attempts together."""
+        config = self._config
+        prompts = [self._prompts.prompt(index) for index in indices]
+        owners = [prompt for prompt in prompts for _ in range(config.attempts)]
+        asks = [
+            Ask(
+                prompt.ids,
+                SamplingParams(
+                    max_new_tokens=config.max_new_tokens,
+                    temperature=config.temperature,
+                    seed=seed_of(self._seed, f"attempt {prompt.group}", n % config.attempts),
+                ),
+            )
+            for n, prompt in enumerate(owners)
+        ]
+        completions = await self._completer.complete(asks)
+        pairs = zip(owners, completions, strict=True)
+        judgements = await asyncio.gather(*(_judge(prompt, done) for prompt, done in pairs))
+        answers = [self._answer(*pair) for pair in zip(completions, judgements, strict=True)]
+        size = config.attempts
+        return [
+            _attempted(
+                self._task.problem(self._begin + index),
+                answers[place * size : (place + 1) * size],
+            )
+            for place, index in enumerate(indices)
+        ]
+
+    def _answer(self, completion: Completion, judgement: Judgement) -> Answer:
+        turn = parse_ids(completion.ids, self._tokenizer, is_thinking=self._config.thinks)
+        is_aborted = completion.finish == "abort"
+        return Answer(
+            turn.message,
+            tuple(completion.ids),
+            None if is_aborted else judgement.value,
+            "aborted" if is_aborted else judgement.state,
+            judgement.detail,
+            is_truncated=completion.finish == "length",
+        )
+
+
+async def _judge(prompt: Prompt, completion: Completion) -> Judgement:
+    if completion.finish == "abort":
+        return Judgement(None, "infra", "the engine aborted it")
+    return await judge_safely(prompt, completion.ids)
+
+
+def _count_problems(source: AttemptedConfig, size: int | None, name: str) -> int:
+    if size is None:
+        return source.problems
+    if source.begin >= size:
+        raise ConfigError(
+            expected=f"`begin` within the {size} problems of `{name}`",
+            found=str(source.begin),
+            fix="Begin earlier; to try the same problems again, use another seed",
+        )
+    return min(source.problems, size - source.begin)
+
+
+def _attempted(problem: Problem, answers: Sequence[Answer]) -> AttemptedProblem:
+    return AttemptedProblem(problem.id, problem_to_row(problem), tuple(answers))
+
+
+def problem_to_row(problem: Problem) -> dict[str, Any]:
+    """Return a problem as a row that `envs.row` reads back, its verifier spelled out."""
+    row: dict[str, Any] = {
+        "id": problem.id,
+        "messages": write_messages(problem.prompt),
+        "verifier": problem.spec.model_dump(mode="json"),
+        "difficulty": problem.difficulty,
+    }
+    if problem.solution is not None:
+        row["solution"] = problem.solution.content
+        if problem.solution.reasoning_content is not None:
+            row["thinking"] = problem.solution.reasoning_content
+    return row
+
+
+def _check_judged(name: str, batch: Sequence[AttemptedProblem], most: float) -> None:
+    answers = [answer for problem in batch for answer in problem.answers]
+    reasons = Counter(f"{a.state}: {a.detail}" for a in answers if a.reward is None)
+    if reasons.total() <= most * len(answers):
+        return
+    ((reason, times),) = reasons.most_common(1)
+    raise UnjudgedError(
+        expected=f"attempts at `{name}` that can be judged, all but {most:.0%} of them",
+        found=f"{reasons.total()} of the first {len(answers)} that cannot; {times} times "
+        f"{reason[:160]}",
+        fix="Correct what judges: a wrong answer is worth 0, it does not raise",
+    )
+
+
+def _write_counts(
+    out: Path,
+    name: str,
+    problems: Sequence[AttemptedProblem],
+    config: AttemptsConfig,
+    context: StageContext,
+) -> None:
+    counts, states = dict[str, PassCount](), Counter[str]()
+    for problem in problems:
+        before = counts.get(problem.id, PassCount(0, 0))
+        counts[problem.id] = before.plus(problem.count(config.pass_reward))
+        states.update(problem.states)
+    write_pass_counts(out / "counts" / f"{name}.jsonl", counts)
+    passed, judged = (sum(values) for values in zip(*counts.values(), strict=True))
+    rate = passed / judged if judged else float("nan")
+    values = {
+        f"attempts/problems_{name}": len(problems),
+        f"attempts/pass_rate_{name}": rate,
+        f"attempts/passed_answers_{name}": passed,
+        **{f"attempts/{state}_answers_{name}": states[state] for state in STATES},
+    }
+    failed = ", ".join(f"{states[s]} {s}" for s in STATES[1:] if states[s])
+    line = (
+        f"{name}: {len(problems)} problems, {passed} of {judged} judged answers pass ({rate:.1%})"
+    )
+    line += f"; not judged: {failed}" if failed else ""
+    context.metrics.write_once(len(problems), values, shown=line)
+
+
+def _write_page(
+    page: Path, found: Mapping[str, Sequence[AttemptedProblem]], config: AttemptsConfig
+) -> None:
+    rows, samples = [], []
+    for name, problems in found.items():
+        counts = {problem.id: problem.count(config.pass_reward) for problem in problems}
+        write_json(page / f"20_rates_{name}.json", rate_block(name, counts))
+        states = sum((problem.states for problem in problems), Counter[str]())
+        passed = sum(count.k for count in counts.values())
+        rows.append([name, len(problems), passed, *(states[state] for state in STATES)])
+        samples += [_sample(name, p, config) for p in problems[: config.shown]]
+    table = {
+        "kind": "table",
+        "title": "Attempts",
+        "note": f"{config.attempts} at each problem. Answers that could not be judged count as "
+        "neither passed nor failed.",
+        "columns": ["source", "problems", "passed", *STATES],
+        "rows": rows,
+    }
+    write_json(page / "10_attempts.json", table)
+    if samples:
+        block = {"kind": "samples", "title": "A few problems, first attempts", "note": None}
+        write_json(page / "30_samples.json", {**block, "samples": samples})
+
+
+def _sample(name: str, problem: AttemptedProblem, config: AttemptsConfig) -> dict[str, str]:
+    k, n = problem.count(config.pass_reward)
+    first = problem.answers[0].message
+    thought = first.reasoning_content
+    return {
+        "label": f"{name}, solved {k} of {n}",
+        "prompt": "\n".join(message["content"] for message in problem.row["messages"]) + "\n",
+        "text": first.content if thought is None else f"({thought}) {first.content}",
+    }

@@ -1,0 +1,62 @@
+"""Why answers could not be judged, counted by kind.
+
+A judge's words hold the numbers and the quoted texts of the answer at hand. Counted as they stand,
+one fault has as many reasons as answers; cut at some length, two faults become one. Numbers and
+quotations are therefore left out of a kind, and the first words of each kind are kept beside it.
+"""
+
+import logging
+import re
+from collections import Counter
+
+from fivefold.rl.prompt import Judgement, Prompt
+
+logger = logging.getLogger(__name__)
+_VARIABLE = re.compile(
+    r"""(?<!\w)"(?:[^"\\]|\\.?|"(?=\w))*(?:"|$)"""
+    r"""|(?<!\w)'(?:[^'\\]|\\.?|'(?=\w))*(?:'|$)"""
+    r"|\b0x[0-9a-f]+|[-+]?\d+(?:[.,]\d+)*(?:e[-+]?\d+)?",
+    re.DOTALL | re.IGNORECASE,
+)
+"""Quotations, cut ones included and apostrophes not, and numbers."""
+_PLACE = re.compile(r"\s*(?:\([^()\s]+:\d+\))?$")
+"""Where in a reward function's file it raised: a part of the kind."""
+_EXAMPLE_CHARACTERS = 300
+_MOST_TOLD = 5
+"""Kinds in the log; all of them are counted."""
+
+
+class Reasons:
+    """Failed judgements by kind; each of the first kinds is told once."""
+
+    def __init__(self, what: str) -> None:
+        """Begin with none; `what` names in the log what was judged, as `a rollout`."""
+        self._what = what
+        self._told = set[str]()
+        self.counts = Counter[str]()
+        """Failures of each kind."""
+        self.examples = dict[str, str]()
+        """The words of the first failure of each kind, cut where they are long."""
+
+    def note(self, prompt: Prompt, judgement: Judgement) -> None:
+        """Count why an answer to `prompt` has no reward."""
+        kind, words = kind_of(judgement), f"{judgement.state}: {judgement.detail}"
+        example = self.examples.setdefault(kind, words[:_EXAMPLE_CHARACTERS])
+        self.counts[kind] += 1
+        if kind not in self._told and len(self._told) < _MOST_TOLD:
+            self._told.add(kind)
+            logger.warning("%s of `%s` is left out, %s", self._what, prompt.group, example)
+
+    def take(self) -> tuple[Counter[str], dict[str, str]]:
+        """Return what was counted since the last time, with the examples; begin anew."""
+        taken = self.counts, self.examples
+        self.counts, self.examples = Counter[str](), dict[str, str]()
+        return taken
+
+
+def kind_of(judgement: Judgement) -> str:
+    """Return a failure's state and words without their numbers and quotations."""
+    words = f"{judgement.state}: {judgement.detail}"
+    place = _PLACE.search(words)
+    assert place is not None, "it may be empty"
+    return _VARIABLE.sub("_", words[: place.start()]) + place[0]
