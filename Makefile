@@ -4,13 +4,16 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := fivefold tests benchmarks
 
-.PHONY: demo test test-slow check bench format clean
+.PHONY: demo test test-dist test-slow check bench format clean
 
 demo: $(VENV)/.installed  ## train the nano model on real text and write its report
 	$(BIN)/fivefold run nano
 
 test: $(VENV)/.installed-dev  ## the tests, without the slow ones
-	$(BIN)/python -m pytest -q -m "not slow and not network"
+	$(BIN)/python -m pytest -q -m "not slow and not network and not dist"
+
+test-dist: $(VENV)/.installed-dev  ## the tests of several processes
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "dist and not slow"
 
 test-slow: $(VENV)/.installed-dev  ## the tests that take minutes
 	$(BIN)/python -m pytest -q -m "slow"

@@ -37,6 +37,8 @@ RUNS = (
     ("rl_step.py", "--prompt", "128"),
     ("rl_step.py", "--optimizer", "muon"),
     ("distillation_arms.py", "--seconds", "6"),
+    ("muon_dist.py",),
+    ("schedules.py",),
 )
 
 

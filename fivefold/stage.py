@@ -12,7 +12,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
@@ -42,6 +42,40 @@ class Track(Protocol):
         ...
 
 
+class Ranks(Protocol):
+    """The processes that run a recipe together; the first owns the run directory."""
+
+    place: str
+    """Where this rank is, for the report of a failure."""
+
+    @property
+    def is_first(self) -> bool:
+        """Is this the process that owns the run directory?"""
+        ...
+
+    def share(self, value: Any) -> Any:
+        """Return the first rank's value on every rank."""
+        ...
+
+    def wait(self) -> None:
+        """Wait until every rank is here."""
+        ...
+
+
+class OneProcess:
+    """A run without peers."""
+
+    place = ""
+    is_first = True
+
+    def share(self, value: Any) -> Any:
+        """Return the value."""
+        return value
+
+    def wait(self) -> None:
+        """Go on."""
+
+
 @dataclass(frozen=True)
 class StageContext:
     """What a stage is given beside its inputs."""
@@ -56,6 +90,8 @@ class StageContext:
     """Where numbers go."""
     track: Track
     """Where progress goes."""
+    ranks: Ranks = field(default_factory=OneProcess)
+    """The processes that run the stage together."""
 
 
 class Stage(abc.ABC):
@@ -65,6 +101,8 @@ class Stage(abc.ABC):
     """One phrase for the console and the report."""
     is_seeded: ClassVar[bool] = True
     """Does the run's seed change what the stage makes?"""
+    is_distributed: ClassVar[bool] = False
+    """Do all ranks execute the stage together? Else the first alone, while the others wait."""
 
     def __init__(self, name: str, config: Config, needs: Mapping[str, str] | None = None) -> None:
         """Name the stage and say which stage makes each of its inputs."""
@@ -178,27 +216,55 @@ def run_stages(
 ) -> None:
     """Run the selected stages in order, skipping the finished and resuming the killed ones.
 
+    Every rank calls this; the first decides what to skip and writes the markers.
+
     Raises:
         ConfigError: with `only`, an input that is not there yet or was made by other configs.
     """
     chosen = select_stages(stages, selection)
     contexts = [make_context(stage) for stage in chosen]
-    if selection.only:
-        _check_inputs(chosen[0], stages, run, contexts[0].seed)
-    if selection.fresh:
-        for stage in chosen:
-            remove(run / stage.name)
+    if contexts[0].ranks.is_first:
+        if selection.only:
+            _check_inputs(chosen[0], stages, run, contexts[0].seed)
+        if selection.fresh:
+            for stage in chosen:
+                remove(run / stage.name)
     for stage, context in zip(chosen, contexts, strict=True):
         _run_stage(stage, run, context)
 
 
 def _run_stage(stage: Stage, run: Path, context: StageContext) -> None:
+    ranks = context.ranks
+    ranks.place = f"before stage `{stage.name}`"
+    marker = _open_stage(stage, run, context) if ranks.is_first else None
+    is_wanted = ranks.share(marker is not None)
+    if not is_wanted:
+        return
+    ranks.place = f"in stage `{stage.name}`"
+    out = run / stage.name
+    begin = time.monotonic()
+    if ranks.is_first or stage.is_distributed:
+        if not stage.is_distributed:
+            context = replace(context, ranks=OneProcess())
+        with storage_errors(out):
+            stage.execute({name: run / need for name, need in stage.needs.items()}, out, context)
+    ranks.wait()
+    if marker is not None:
+        seconds = time.monotonic() - begin
+        digest = digest_directory(out)
+        write_json(out / "finished.json", {**marker, "output_digest": digest, "seconds": seconds})
+        (out / "started.json").unlink()
+        logger.info("%s: finished in %.0f s", stage.name, seconds)
+
+
+def _open_stage(stage: Stage, run: Path, context: StageContext) -> dict[str, Any] | None:
+    """Make the stage's directory ready and return its marker; None if it finished before."""
     out = run / stage.name
     marker = _expected_marker(stage, run, context.seed)
     finished = read_json(out / "finished.json")
     if finished is not None and _same(finished, marker):
         logger.info("%s: finished before, skipped", stage.name)
-        return
+        return None
     started = read_json(out / "started.json")
     if out.exists() and (finished is not None or started is None or not _same(started, marker)):
         _set_aside(out, run / "previous")
@@ -209,14 +275,7 @@ def _run_stage(stage: Stage, run: Path, context: StageContext) -> None:
         logger.info("%s: %s", stage.name, stage.what or "starts")
     else:
         logger.info("%s: was interrupted, goes on", stage.name)
-    begin = time.monotonic()
-    with storage_errors(out):
-        stage.execute({name: run / need for name, need in stage.needs.items()}, out, context)
-    seconds = time.monotonic() - begin
-    digest = digest_directory(out)
-    write_json(out / "finished.json", {**marker, "output_digest": digest, "seconds": seconds})
-    (out / "started.json").unlink()
-    logger.info("%s: finished in %.0f s", stage.name, seconds)
+    return marker
 
 
 def _check_inputs(target: Stage, stages: Sequence[Stage], run: Path, seed: int) -> None:

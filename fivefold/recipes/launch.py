@@ -1,24 +1,29 @@
 """Starting a run: its directory, manifest, device, log; then its stages in order.
 
-The only place where a device is chosen.
+The only place where a device is chosen. Under torchrun every process comes here: the first owns the
+directory, the record and the console, the others take part in the stages that are distributed.
 """
 
 import hashlib
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from rich.console import Console
 
 from fivefold.artifact import write_json
-from fivefold.config import config_to_json, hash_config
+from fivefold.config import apply_overrides, config_to_json, hash_config
 from fivefold.errors import ConfigError
 from fivefold.log import logging_to, progress_on
 from fivefold.manifest import describe_run
 from fivefold.metrics import StageMetrics
+from fivefold.parallel.config import ParallelConfig
+from fivefold.parallel.launch import failures_told, joined, started_here
 from fivefold.recipes.catalogue import load_recipe
 from fivefold.stage import (
+    ProgressTask,
     Selection,
     Stage,
     StageContext,
@@ -43,14 +48,17 @@ def run_recipe(
 ) -> None:
     """Run the selected stages of a recipe in the directory `run`, resuming what is there.
 
-    `conclude` is called with `run` at the end, however the stages end.
+    Overrides `parallel.AXIS=N` shape the mesh of the processes that torchrun started. `conclude` is
+    called with `run` at the end, however the stages end.
 
     Raises:
         FivefoldError: whatever a stage finds wrong with configs, files, network or disk.
     """
+    parallel, own = split_overrides(overrides)
     run_pipeline(
         recipe,
-        load_recipe(recipe, overrides),
+        load_recipe(recipe, own),
+        parallel=parallel,
         run=run,
         selection=selection,
         seed=seed,
@@ -60,6 +68,17 @@ def run_recipe(
         command=command,
         conclude=conclude,
     )
+
+
+def split_overrides(overrides: Sequence[str]) -> tuple[ParallelConfig, list[str]]:
+    """Return the mesh that the overrides `parallel.*` ask for, and the other overrides.
+
+    Raises:
+        ConfigError: an unknown axis, or axes that do not fit each other.
+    """
+    asked = [override for override in overrides if override.startswith("parallel.")]
+    own = [override for override in overrides if override not in asked]
+    return apply_overrides({"parallel": ParallelConfig()}, asked)["parallel"], own
 
 
 def run_pipeline(
@@ -74,6 +93,7 @@ def run_pipeline(
     console: Console,
     command: Sequence[str],
     conclude: Callable[[Path], None],
+    parallel: ParallelConfig | None = None,
 ) -> None:
     """Run stages that are not a recipe's, as `run_recipe` does; `name` claims the directory.
 
@@ -82,35 +102,69 @@ def run_pipeline(
     """
     select_stages(stages, selection)
     device = resolve_device(device)
-    threads = threads or os.cpu_count() or 1
-    claim_run_directory(run, name)
-    configs = {stage.name: config_to_json(stage.config) for stage in stages}
-    hashes = json.dumps([(stage.name, hash_config(stage.config)) for stage in stages])
-    manifest = describe_run(
-        name,
-        seed=seed,
-        device=device,
-        threads=threads,
-        config_hash=hashlib.sha256(hashes.encode()).hexdigest()[:16],
-        command=command,
-    )
-    write_json(run / "manifest.json", manifest)
-    write_json(run / "config.json", configs)
-    track = progress_on(console)
+    with joined(parallel or ParallelConfig(), device) as ranks:
+        threads = threads or max((os.cpu_count() or 1) // started_here(), 1)
+        if not ranks.is_first:
+            follower = StageContext(seed, device, threads, _Unrecorded(), _unseen, ranks)
+            with failures_told(ranks):
+                run_stages(stages, run, selection, lambda _: follower)
+            return
+        with failures_told(ranks):
+            claim_run_directory(run, name)
+            configs = {stage.name: config_to_json(stage.config) for stage in stages}
+            hashes = json.dumps([(stage.name, hash_config(stage.config)) for stage in stages])
+            manifest = describe_run(
+                name,
+                seed=seed,
+                device=device,
+                threads=threads,
+                config_hash=hashlib.sha256(hashes.encode()).hexdigest()[:16],
+                command=command,
+            )
+            write_json(run / "manifest.json", manifest)
+            write_json(run / "config.json", configs)
+        track = progress_on(console)
 
-    def context_of(stage: Stage) -> StageContext:
-        metrics = StageMetrics(
-            run / "metrics.jsonl",
-            stage.name,
-            show=lambda line: console.print(line, highlight=False, markup=False),
-        )
-        return StageContext(seed, device, threads, metrics, track)
+        def context_of(stage: Stage) -> StageContext:
+            metrics = StageMetrics(
+                run / "metrics.jsonl",
+                stage.name,
+                show=lambda line: console.print(line, highlight=False, markup=False),
+            )
+            return StageContext(seed, device, threads, metrics, track, ranks)
 
-    with logging_to(console, run / "log.txt"):
-        try:
-            run_stages(stages, run, selection, context_of)
-        finally:
-            conclude(run)
+        with logging_to(console, run / "log.txt"), failures_told(ranks):
+            try:
+                run_stages(stages, run, selection, context_of)
+            finally:
+                conclude(run)
+
+
+class _Unrecorded(StageMetrics):
+    """The numbers of a rank that does not own the run directory: the first has the same."""
+
+    def __init__(self) -> None:
+        super().__init__(Path(os.devnull), "")
+
+    def write(self, step: int, values: Mapping[str, float], *, shown: str | None = None) -> None:
+        """Drop the record."""
+
+    def forget_after(self, step: int) -> None:
+        """Keep nothing, forget nothing."""
+
+    def write_once(self, step: int, values: Mapping[str, float], *, shown: str) -> None:
+        """Drop the record."""
+
+
+class _UnseenTask:
+    def advance(self, amount: float = 1, **shown: str) -> None:
+        """Show nothing."""
+
+
+@contextmanager
+def _unseen(description: str, total: float, unit: str, /) -> Iterator[ProgressTask]:
+    """Track progress on a rank without a console."""
+    yield _UnseenTask()
 
 
 def resolve_device(device: str) -> str:

@@ -1,8 +1,8 @@
 """Gradient stages: from packed rows to a trained checkpoint.
 
 Reading order: `config`, `stages` (the recipe's torch-free handles), `pretrain`, `loop`, `step`,
-`losses`, `batch`, `balance` (router bias), `optimizer` with `muon`, `schedule`, `checkpoint`
-(resume), `evaluate`, `sample`; `midtrain` and `adapt_dsa` go on from there, `sft` with `sft_config`
-and `sft_sample` learns from conversations. May import `models`, `data`, `ops`, `plan` and
-everything below; never `serve` or `recipes`.
+`losses`, `batch`, `balance` (router bias), `optimizer` with `muon`, `data_parallel` (several
+ranks), `schedule`, `checkpoint` (resume), `evaluate`, `sample`; `midtrain` and `adapt_dsa` go on
+from there, `sft` with `sft_config` and `sft_sample` learns from conversations. May import
+`parallel`, `models`, `data`, `ops`, `plan` and everything below; never `serve` or `recipes`.
 """

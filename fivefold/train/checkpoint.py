@@ -19,6 +19,8 @@ from torch.distributed.checkpoint.api import CheckpointException
 from fivefold.artifact import atomic_write, read_json, remove, write_json
 from fivefold.errors import CorruptFileError, StorageError
 from fivefold.models.transformer import Transformer
+from fivefold.parallel.mesh import Mesh
+from fivefold.parallel.saver import Saver, load_together
 from fivefold.train.optimizer import HybridOptimizer
 
 _KEPT = 2
@@ -30,13 +32,19 @@ def save_state(
     model: Transformer,
     optimizer: HybridOptimizer,
     progress: dict[str, Any],
+    saver: Saver | None = None,
 ) -> None:
     """Write `directory/step_N` and drop all but the last two.
+
+    With `saver`, all ranks write what they hold, and it may go on after the return.
 
     Raises:
         StorageError: the disk is full; earlier states stay.
     """
     target = directory / f"step_{step:08d}"
+    if saver is not None:
+        saver.save(_tensors(model, optimizer), target, progress, lambda: _drop_old(directory))
+        return
     with atomic_write(target) as partial, _single_process():
         try:
             dcp.save(_tensors(model, optimizer), checkpoint_id=partial)
@@ -47,8 +55,7 @@ def save_state(
                 fix="Free space; the states before are kept and the same command goes on",
             ) from error
         write_json(partial / "progress.json", progress)
-    for outdated in saved_steps(directory)[:-_KEPT]:
-        remove(directory / f"step_{outdated:08d}")
+    _drop_old(directory)
 
 
 def saved_steps(directory: Path) -> list[int]:
@@ -58,14 +65,18 @@ def saved_steps(directory: Path) -> list[int]:
 
 
 def load_state(
-    directory: Path, model: Transformer, optimizer: HybridOptimizer
+    directory: Path, model: Transformer, optimizer: HybridOptimizer, mesh: Mesh | None = None
 ) -> dict[str, Any] | None:
     """Load the newest state in place and return its progress; None if there is none.
+
+    The state may come from any mesh; the first rank of this one chooses it.
 
     Raises:
         CorruptFileError: the newest state is damaged.
     """
     steps = saved_steps(directory)
+    if mesh is not None:
+        steps = mesh.share(steps)
     if not steps:
         return None
     newest = directory / f"step_{steps[-1]:08d}"
@@ -73,8 +84,12 @@ def load_state(
     try:
         if progress is None:
             raise FileNotFoundError("progress.json is missing or cut")
-        with _single_process():
-            dcp.load(_tensors(model, optimizer), checkpoint_id=newest)
+        tensors = _tensors(model, optimizer)
+        if mesh is not None:
+            load_together(tensors, newest, mesh)
+        else:
+            with _single_process():
+                dcp.load(tensors, checkpoint_id=newest)
     except (CheckpointException, OSError, RuntimeError, ValueError) as error:
         raise CorruptFileError(
             expected=f"a whole training state in `{newest}`",
@@ -82,6 +97,11 @@ def load_state(
             fix="Delete that directory to resume from the state before it",
         ) from error
     return progress
+
+
+def _drop_old(directory: Path) -> None:
+    for outdated in saved_steps(directory)[:-_KEPT]:
+        remove(directory / f"step_{outdated:08d}")
 
 
 def _tensors(model: Transformer, optimizer: HybridOptimizer) -> dict[str, dict[str, torch.Tensor]]:

@@ -3,6 +3,9 @@
 It knows when to validate, to sample, to save and to log; what a step is stands in `step`, what is
 learned in `losses`. Everything that the next step depends on is in `Progress` and the saved
 tensors, so a run that was killed at any moment goes on bit for bit.
+
+Several ranks run the same loop on the same global batches; `data_parallel` says who holds what. The
+first rank alone looks, samples and records.
 """
 
 import logging
@@ -11,15 +14,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from fivefold.data.loader import RowLoader
 from fivefold.models.transformer import Transformer
 from fivefold.stage import StageContext
 from fivefold.train.balance import BalanceTracker
 from fivefold.train.checkpoint import load_state, save_state
-from fivefold.train.compute import ComputeModel
 from fivefold.train.config import GradientConfig
+from fivefold.train.data_parallel import Spreading, spread
 from fivefold.train.losses import Objective
 from fivefold.train.optimizer import HybridOptimizer
 from fivefold.train.progress import (
@@ -81,17 +82,17 @@ def train(
         DivergenceError: more than `nonfinite_limit` steps in a row had a non-finite gradient.
         MismatchError: the saved state belongs to other data.
     """
-    saved = load_state(states, learner.model, learner.optimizer)
+    spreading = spread(learner.model, learner.optimizer, config, context.ranks)
+    optimizer, saver = spreading.optimizer, spreading.saver
+    saved = load_state(states, spreading.holder, optimizer, spreading.mesh)
     progress = Progress() if saved is None else Progress.model_validate(saved)
     if progress.tokens >= phases[-1].until_tokens:
+        spreading.end()
         return progress
     context.metrics.forget_after(origin.step + progress.step if saved or origin.step else -1)
     if saved is not None:
         logger.info("goes on at step %d, %d tokens", progress.step, progress.tokens)
-    balance = BalanceTracker(learner.model)
-    compute = ComputeModel(
-        learner.model, getattr(torch, config.compute_dtype), recompute=config.recompute
-    )
+    balance = BalanceTracker(spreading.holder)
     with context.track("training", config.total_tokens, "tokens") as bar:
         bar.advance(progress.tokens)
         for number, phase in enumerate(phases):
@@ -104,19 +105,20 @@ def train(
                 phase.loader.load_state_dict(progress.loader)
             # Where a stage trains on, the last look of the training before saw the same weights.
             if progress.step == 0 and origin.step == 0:
-                _look(progress, learner, phase, config, context, origin)
+                _look(progress, learner, phase, config, context, origin, spreading)
             while progress.tokens < phase.until_tokens:
                 begin, cpu_begin = time.perf_counter(), time.process_time()
                 rows = phase.loader.next_rows(phase.rows_at(progress.tokens))
                 result = train_step(
-                    compute,
-                    learner.optimizer,
+                    spreading.compute,
+                    optimizer,
                     balance,
                     learner.objective,
                     rows,
                     progress.tokens,
                     config,
                     microbatch_rows=phase.microbatch_rows,
+                    sharding=spreading.sharding,
                 )
                 tokens = rows.ids[:, 1:].size
                 progress.step += 1
@@ -127,12 +129,14 @@ def train(
                 record_step(progress, result, config, context, tokens, timing, origin)
                 is_last = progress.tokens >= phase.until_tokens
                 if progress.step % config.validation_steps == 0 or is_last:
-                    _look(progress, learner, phase, config, context, origin)
+                    _look(progress, learner, phase, config, context, origin, spreading)
                 if progress.step % config.checkpoint_steps == 0 or is_last:
                     progress.loader = phase.loader.state_dict()
                     state = progress.model_dump()
-                    save_state(states, progress.step, learner.model, learner.optimizer, state)
+                    save_state(states, progress.step, spreading.holder, optimizer, state, saver)
+                spreading.step_done(progress.step)
                 bar.advance(tokens, loss=headline(result))
+    spreading.end()
     return progress
 
 
@@ -143,8 +147,22 @@ def _look(
     config: GradientConfig,
     context: StageContext,
     origin: Origin,
+    spreading: Spreading,
 ) -> None:
     """Validate, and take samples where another share of the training is done."""
+    with spreading.one_looks() as is_looking:
+        if is_looking:
+            _look_alone(progress, learner, phase, config, context, origin)
+
+
+def _look_alone(
+    progress: Progress,
+    learner: Learner,
+    phase: Phase,
+    config: GradientConfig,
+    context: StageContext,
+    origin: Origin,
+) -> None:
     found = phase.validate()
     bits_per_byte = found["validation/bits_per_byte"]
     context.metrics.write(

@@ -8,6 +8,7 @@ loss on planted facts tells whether the longer context is used.
 from collections.abc import Mapping
 from pathlib import Path
 
+from fivefold.data.corpus_page import mixture_page
 from fivefold.data.loader import open_loader, read_heldout_rows
 from fivefold.models.transformer import Transformer
 from fivefold.stage import StageContext
@@ -41,7 +42,11 @@ def midtrain(
         spent += phase.share
         is_last = number == len(config.phases) - 1
         until = config.total_tokens if is_last else round(spent * config.total_tokens)
-        phases.append(_make_phase(phase, until, model, tokenizer, config, inputs, context))
+        phases.append(
+            _make_phase(
+                phase, until, model, tokenizer, config, inputs, context, out / "page", number
+            )
+        )
     learner = Learner(
         model,
         HybridOptimizer(model.named_parameters(), model.config, config.optimizer),
@@ -64,6 +69,8 @@ def _make_phase(
     config: MidtrainConfig,
     inputs: Mapping[str, Path],
     context: StageContext,
+    page: Path,
+    number: int,
 ) -> Phase:
     tokens = inputs["tokens"]
     rows = read_heldout_rows(tokens, phase.context_tokens, tokenizer.pad_id)
@@ -71,11 +78,16 @@ def _make_phase(
     planted = measure_planted(
         model, tokens, phase.context_tokens, tokenizer.pad_id, config, phase.microbatch_rows
     )
+    loader = open_loader(tokens, phase.context_tokens, seed=context.seed, mixture=phase.mixture)
     return Phase(
         until_tokens=until_tokens,
-        loader=open_loader(tokens, phase.context_tokens, seed=context.seed, mixture=phase.mixture),
+        loader=loader,
         rows_at=lambda _: phase.batch_rows,
         microbatch_rows=phase.microbatch_rows,
         prepare=lambda: model.set_rope_theta(phase.rope_theta),
-        validate=lambda: {**examiner.on_some_rows(), **planted()},
+        validate=lambda: {
+            **examiner.on_some_rows(),
+            **planted(),
+            **mixture_page(page, str(number), loader),
+        },
     )

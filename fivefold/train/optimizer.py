@@ -6,16 +6,24 @@ on: torch's distributed checkpoint can save it, and can load into it in place.
 
 Surprise: a parameter that requires no gradient when the optimizer is built has no state and is
 never updated; a stage that freezes parameters does so first.
+
+Where data ranks share the state, `sharded` gives the optimizer of this rank's rows: AdamW works on
+them as they are, Muon through `parallel.muon`. Its state dict names the same tensors, each as the
+whole that the ranks hold together.
 """
 
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from fivefold.errors import MismatchError
 from fivefold.models.config import ModelConfig
-from fivefold.train.muon import Muon, matrix_splits
+from fivefold.ops.newton_schulz import COEFFICIENTS, orthogonalise
+from fivefold.parallel.muon import Matrix, MuonRule, OwnedMuon
+from fivefold.parallel.zero import Sharding
+from fivefold.train.muon import MatrixSplit, Muon, matrix_splits, product_dtype, update_scale
 from fivefold.train.optimizer_config import OptimizerConfig
 
 _ADAM_STATE = {"exp_avg": "adam_mean", "exp_avg_sq": "adam_square", "step": "adam_steps"}
@@ -30,6 +38,7 @@ class HybridOptimizer:
         named_parameters: Iterable[tuple[str, nn.Parameter]],
         model: ModelConfig,
         config: OptimizerConfig,
+        sharding: Sharding | None = None,
     ) -> None:
         """Assign the parameters of `model.named_parameters()`, which must be fp32 (or fp64).
 
@@ -40,17 +49,29 @@ class HybridOptimizer:
         for name, parameter in self._parameters.items():
             is_exact = parameter.dtype in (torch.float32, torch.float64)
             assert is_exact, f"{name} is {parameter.dtype}: the optimizer needs fp32 weights"
-        shapes = {name: value.shape for name, value in self._parameters.items()}
+        self._model = model
+        self._config = config
+        self._sharding = sharding
+        shapes = {name: tuple(value.shape) for name, value in self._parameters.items()}
+        if sharding is not None:
+            shapes = {name: sharding.shapes[name] for name in self._parameters}
         splits = matrix_splits(model, shapes, config)
-        self.muon = Muon(
-            {name: value for name, value in self._parameters.items() if splits[name]},
-            splits,
-            config,
-        )
+        chosen = {name: value for name, value in self._parameters.items() if splits[name]}
+        self.muon: Muon | OwnedMuon
+        if sharding is None or sharding.shard_group.size == 1:
+            self.muon = Muon(chosen, splits, config)
+        else:
+            self.muon = _build_owned_muon(chosen, splits, sharding, config)
         self.adamw = _build_adamw(
             {name: value for name, value in self._parameters.items() if not splits[name]}, config
         )
         self._steps = torch.zeros((), dtype=torch.int64)
+
+    def sharded(self, sharding: Sharding) -> "HybridOptimizer":
+        """Return a fresh optimizer of this rank's rows of the same parameters."""
+        rows = sharding.rows
+        named = ((name, rows[name]) for name in self._parameters)
+        return HybridOptimizer(named, self._model, self._config, sharding)
 
     @property
     def steps(self) -> int:
@@ -83,10 +104,11 @@ class HybridOptimizer:
         state = {"steps": self._steps}
         for name, parameter in self._parameters.items():
             if name in self.muon.momenta:
-                state[f"{name}.momentum"] = self.muon.momenta[name]
+                state[f"{name}.momentum"] = self._as_global(name, self.muon.momenta[name])
             else:
                 for theirs, ours in _ADAM_STATE.items():
-                    state[f"{name}.{ours}"] = self.adamw.state[parameter][theirs]
+                    tensor = self.adamw.state[parameter][theirs]
+                    state[f"{name}.{ours}"] = self._as_global(name, tensor)
         return state
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
@@ -108,6 +130,11 @@ class HybridOptimizer:
         for name, tensor in own.items():
             tensor.copy_(state[name])
 
+    def _as_global(self, name: str, tensor: Tensor) -> Tensor:
+        if self._sharding is None or tensor.ndim == 0:
+            return tensor
+        return self._sharding.as_global(name, tensor)
+
     def reset(self) -> None:
         """Forget all averages and counts, as at the start of a run."""
         for tensor in self.state_dict().values():
@@ -118,6 +145,41 @@ def is_decayed(name: str) -> bool:
     """Does weight decay apply to the parameter? Not to norms and biases."""
     module, kind = name.split(".")[-2:]
     return kind != "bias" and not module.endswith("norm")
+
+
+def _build_owned_muon(
+    rows: Mapping[str, nn.Parameter],
+    splits: Mapping[str, tuple[MatrixSplit, ...]],
+    sharding: Sharding,
+    config: OptimizerConfig,
+) -> OwnedMuon:
+    """Build Muon on row shards, with the functions of `train.muon`."""
+    group = sharding.shard_group
+    device = next((value.device for value in rows.values()), torch.device("cpu"))
+    dtype = product_dtype(device, config)
+    rule = MuonRule(
+        momentum=config.momentum,
+        nesterov=config.nesterov,
+        weight_decay=config.weight_decay,
+        orthogonalise=lambda blocks: orthogonalise(blocks, COEFFICIENTS[config.ns], dtype),
+        scale=lambda rows, columns: update_scale(rows, columns, config),
+    )
+    matrices = [
+        matrix for name in rows for matrix in to_matrices(name, sharding.shapes[name], splits[name])
+    ]
+    return OwnedMuon(rows, sharding.shapes, matrices, group, rule, bucket_bytes=config.batch_bytes)
+
+
+def to_matrices(name: str, shape: Sequence[int], splits: Sequence[MatrixSplit]) -> list[Matrix]:
+    """Return the blocks of a parameter as rows of it, group by group of each split."""
+    matrices = []
+    for split in splits:
+        rows = math.prod(shape[:-1]) // split.groups
+        begin, end, _ = slice(split.start, split.stop).indices(rows)
+        ranges = [(g * rows + begin, g * rows + end) for g in range(split.groups)]
+        parts = [tuple(ranges)] if split.merged else [(one,) for one in ranges]
+        matrices += [Matrix(name, part, shape[-1]) for part in parts]
+    return matrices
 
 
 def _build_adamw(

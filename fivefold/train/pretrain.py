@@ -70,6 +70,8 @@ def pretrain(
         make_sampler(model, tokenizer, config, context.seed),
     )
     progress = train(learner, [phase], config, context, out / "state")
+    if not context.ranks.is_first:
+        return
     record_final(examiner, progress.step, progress.tokens, context.metrics)
     write_outcome(model, tokenizer, progress, out)
 

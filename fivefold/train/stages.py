@@ -12,6 +12,7 @@ class PretrainStage(Stage):
     """Train a model from nothing; needs `tokens` and `tokenizer`, makes `checkpoint/`."""
 
     what = "trains the model from nothing"
+    is_distributed = True
     config: PretrainConfig
 
     def execute(self, inputs: Mapping[str, Path], out: Path, context: StageContext) -> None:

@@ -1,20 +1,46 @@
-"""One optimizer step: microbatches, clipping, the non-finite policy, the update, router biases."""
+"""One optimizer step: microbatches, clipping, the non-finite policy, the update, router biases.
+
+Data-parallel ranks are given the same rows of the whole step and each runs its share; losses divide
+by what the whole step holds, so that their gradients, metrics and expert counts simply add up.
+"""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from fivefold.data.loader import Rows
+from fivefold.errors import ConfigError
+from fivefold.models.transformer import Transformer
+from fivefold.parallel.collectives import all_reduce
+from fivefold.parallel.mesh import Group, single
+from fivefold.parallel.zero import Sharding, global_norm
 from fivefold.train.balance import BalanceTracker
 from fivefold.train.batch import microbatches
-from fivefold.train.compute import ComputeModel
 from fivefold.train.config import GradientConfig
 from fivefold.train.losses import Objective
 from fivefold.train.optimizer import HybridOptimizer
 from fivefold.train.schedule import learning_rate, router_bias_rate
+
+
+class Compute(Protocol):
+    """What forward and backward run on: a `ComputeModel`, or a model in shards."""
+
+    @property
+    def model(self) -> Transformer:
+        """The model to run."""
+        ...
+
+    def refresh(self) -> None:
+        """Take over the weights as they are now."""
+        ...
+
+    def collect(self) -> None:
+        """Take the gradients of a backward to where the optimizer finds them."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -34,7 +60,7 @@ class StepResult:
 
 
 def train_step(
-    compute: ComputeModel,
+    compute: Compute,
     optimizer: HybridOptimizer,
     balance: BalanceTracker,
     objective: Objective,
@@ -43,36 +69,97 @@ def train_step(
     config: GradientConfig,
     *,
     microbatch_rows: int,
+    sharding: Sharding | None = None,
 ) -> StepResult:
-    """Take one step on `rows`; `tokens_before` is the schedule's place."""
+    """Take one step on `rows`, which all ranks give alike; `tokens_before` is the schedule's place.
+
+    Raises:
+        ConfigError: fewer rows than data ranks.
+    """
+    group = single() if sharding is None else sharding.data_group
+    if sharding is not None and not sharding.takes_uneven_rows:
+        _check_even(rows, group)
     measured: dict[str, Tensor] = {}
     optimizer.zero_grad()
     compute.refresh()
-    for part in microbatches(rows, microbatch_rows):
-        losses = objective(compute.model, part, rows, tokens_before)
-        losses.total.backward()
-        compute.collect()
-        balance.add(losses.main_routing, losses.mtp_routing)
-        for name, share in losses.measured.items():
-            measured[name] = measured[name] + share if name in measured else share
-    norms = clip_gradients(optimizer.parameter_groups, config.clip_norm)
+    for part in own_microbatches(rows, microbatch_rows, group):
+        if part is not None:
+            losses = objective(compute.model, part, rows, tokens_before)
+            losses.total.backward()
+            compute.collect()
+            balance.add(losses.main_routing, losses.mtp_routing)
+            for name, share in losses.measured.items():
+                measured[name] = measured[name] + share if name in measured else share
+        if sharding is not None:
+            sharding.collect()
+    combine = None
+    if sharding is not None:
+        sharding.finish()
+        shard_group, device = sharding.shard_group, compute.model.lm_head.weight.device
+        combine = lambda norm: global_norm(norm, shard_group, device)  # noqa: E731
+    norms = clip_gradients(optimizer.parameter_groups, config.clip_norm, combine)
     lr = learning_rate(tokens_before + rows.ids[:, 1:].size, config)
     is_finite = all(math.isfinite(norm) for norm in norms.values())
     if is_finite:
         optimizer.step(lr)
+        if sharding is not None:
+            sharding.restore()
     optimizer.zero_grad()
+    for count in balance.counts:
+        all_reduce(count, group)
     counts = balance.update(router_bias_rate(tokens_before, config) if is_finite else 0.0)
-    values = torch.stack([value.float() for value in measured.values()]).tolist()
-    return StepResult(dict(zip(measured, values, strict=True)), norms, lr, not is_finite, counts)
+    values = torch.stack([value.float() for value in measured.values()])
+    if group.size > 1:
+        values = all_reduce(values.double(), group)
+    shown = dict(zip(measured, values.tolist(), strict=True))
+    return StepResult(shown, norms, lr, not is_finite, counts)
 
 
-def clip_gradients(groups: Mapping[str, list[nn.Parameter]], limit: float) -> dict[str, float]:
-    """Scale each group's gradients to at most `limit`; returns the norms before."""
+def own_microbatches(rows: Rows, size: int, group: Group) -> list[Rows | None]:
+    """Return this data rank's microbatches of at most `size` rows; None where others have one more.
+
+    Raises:
+        ConfigError: fewer rows than ranks.
+    """
+    count = len(rows.ids)
+    if count < group.size:
+        raise ConfigError(
+            expected=f"at least one row in a step for each of {group.size} data ranks",
+            found=f"{count} rows",
+            fix="Raise `batch_rows` and `batch_rows_start`, or lower `parallel.dp`",
+        )
+    most, longer = divmod(count, group.size)
+    begin = group.rank * most + min(group.rank, longer)
+    own = rows.part(slice(begin, begin + most + (group.rank < longer)))
+    parts: list[Rows | None] = [*microbatches(own, size)]
+    steps = -(-(most + bool(longer)) // size)
+    return parts + [None] * (steps - len(parts))
+
+
+def _check_even(rows: Rows, group: Group) -> None:
+    if len(rows.ids) % group.size:
+        raise ConfigError(
+            expected=f"steps whose rows divide among {group.size} data ranks, as `fsdp` needs",
+            found=f"{len(rows.ids)} rows",
+            fix="Change `batch_rows` and `batch_rows_start`, or use `parallel.dp`",
+        )
+
+
+def clip_gradients(
+    groups: Mapping[str, list[nn.Parameter]],
+    limit: float,
+    combine: Callable[[float], float] | None = None,
+) -> dict[str, float]:
+    """Scale each group's gradients to at most `limit`; returns the norms before.
+
+    `combine` turns the norm of what this rank holds into that of what all ranks hold.
+    """
     norms = {}
     for name, parameters in groups.items():
         gradients = [p.grad for p in parameters if p.grad is not None]
         if gradients:
-            norms[name] = float(torch.nn.utils.get_total_norm(gradients))
+            norm = float(torch.nn.utils.get_total_norm(gradients))
+            norms[name] = norm if combine is None else combine(norm)
             if limit < norms[name] < math.inf:
                 torch._foreach_mul_(gradients, limit / norms[name])
     return norms

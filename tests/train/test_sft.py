@@ -263,8 +263,10 @@ def test_checkpoint_of_another_template_or_tokenizer_is_refused(
     tokenizer.save_pretrained(tmp_path)
     check_template(tmp_path)
     (tmp_path / "chat_template.jinja").write_text(CHAT_TEMPLATE + "{{ 'more' }}")
-    with pytest.raises(MismatchError, match="accept_other_template"):
+    with pytest.raises(MismatchError, match="whose stage `sft` has `accept_other_template`"):
         check_template(tmp_path)
+    with pytest.raises(MismatchError, match=r"\. Do as I say; where the template"):
+        check_template(tmp_path, fix="Do as I say")
     (tmp_path / "chat_template.jinja").unlink()
     check_template(tmp_path)
     other = Tokenizer(train_tokenizer(["a dog dug a bog " * 50], TokenizerConfig(vocab_size=426)))

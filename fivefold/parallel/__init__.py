@@ -1,0 +1,13 @@
+"""Several processes train one model; parallelism is applied to it from outside.
+
+Reading order: `config` (axes, ZeRO stage; torch-free), `mesh` (`World`, `Mesh`, `Group`), `ledger`,
+`collectives` (every call is recorded), `row_shard` (which rows of a parameter a rank holds, flat
+buckets), `zero` (`Sharding`, what optimizer and step know of it, and stages 0 to 2), `fsdp` (stage
+3), `muon` (owners of matrices), `saver` (states that any mesh can load), `failure` (first cause),
+`launch` (torchrun). How it meets a training is in `train.data_parallel`.
+
+A new axis asks `mesh.group("tp")` for its ranks, sends through `collectives`, and is tested in
+`tests/parallel` with a `Team` of processes on the tiny model of `tiny_training`. May import
+`models`, `ops`, `plan` and the foundation; never `train`: the loss and the numbers of the update
+come as arguments.
+"""

@@ -1,0 +1,143 @@
+"""How a training run is spread over processes: the sizes of the mesh's axes and what they share.
+
+Not part of a stage's hash: a run may stop on one mesh and go on another. Axes from outer to inner
+are pp, dp, fsdp, cp, tp, so that tensor ranks are neighbours; ep folds over the inner four. Ranks
+along dp and fsdp see different rows; dp keeps whole weights, fsdp shards them.
+"""
+
+import math
+from typing import Literal
+
+import numpy as np
+import pydantic
+
+from fivefold.config import Config
+from fivefold.errors import ConfigError
+
+AXES = ("pp", "dp", "fsdp", "cp", "tp")
+"""The axes that span the processes, outer to inner."""
+DATA_AXES = ("dp", "fsdp")
+"""The axes whose ranks see different rows."""
+TRAINED_AXES = DATA_AXES
+"""The axes over which `fivefold run` spreads a training."""
+
+
+class ParallelConfig(Config):
+    """Axes of the mesh; their product is the number of processes."""
+
+    dp: int = pydantic.Field(default=1, gt=0)
+    """Ranks with whole weights and different rows."""
+    fsdp: int = pydantic.Field(default=1, gt=0)
+    """Ranks with different rows among which every weight is sharded (ZeRO stage 3)."""
+    tp: int = pydantic.Field(default=1, gt=0)
+    """Ranks that share heads, feed-forward columns and the vocabulary."""
+    cp: int = pydantic.Field(default=1, gt=0)
+    """Ranks that share the tokens of a row."""
+    pp: int = pydantic.Field(default=1, gt=0)
+    """Ranks that share the layers."""
+    ep: int = pydantic.Field(default=1, gt=0)
+    """Ranks that share the experts of a layer; folds over dp, fsdp, cp and tp."""
+    zero: Literal[0, 1, 2, 3] | None = None
+    """What data ranks shard: nothing (0), optimizer state (1), gradients too (2), weights too (3);
+    None: 3 where `fsdp` is above 1, else 1."""
+    bucket_bytes: int = pydantic.Field(default=2**25, gt=0)
+    """Bytes of gradients or weights in one collective; a larger parameter is a bucket alone."""
+    timeout_seconds: float = pydantic.Field(default=600, gt=0)
+    """Longest wait for another rank within a training step; then the run ends and names it."""
+    async_save: bool = True
+    """Write resume states while training goes on; one process always waits."""
+
+    @property
+    def size(self) -> int:
+        """Processes of the mesh."""
+        return math.prod(self.axis_sizes.values())
+
+    @property
+    def axis_sizes(self) -> dict[str, int]:
+        """Size of each of `AXES`."""
+        return {name: getattr(self, name) for name in AXES}
+
+    @property
+    def data(self) -> int:
+        """Ranks that see different rows."""
+        return self.dp * self.fsdp
+
+    @property
+    def zero_stage(self) -> int:
+        """ZeRO stage, the default resolved."""
+        return self.zero if self.zero is not None else (3 if self.fsdp > 1 else 1)
+
+    @pydantic.model_validator(mode="after")
+    def _check_axes(self) -> "ParallelConfig":
+        inner = self.size // self.pp
+        if inner % self.ep:
+            raise ConfigError(
+                expected=f"`ep` to divide the {inner} ranks of dp x fsdp x cp x tp",
+                found=str(self.ep),
+                fix="Choose a divisor: experts fold over the ranks that are there",
+            )
+        if self.fsdp > 1 and self.zero not in (None, 3):
+            raise ConfigError(
+                expected="`zero=3` with `fsdp` above 1, which shards the weights",
+                found=f"`zero={self.zero}`",
+                fix="Leave `zero` out, or spread the ranks over `dp` instead of `fsdp`",
+            )
+        if self.zero == 3 and self.fsdp == 1:
+            raise ConfigError(
+                expected="`fsdp` above 1 with `zero=3`: weights are sharded along that axis",
+                found="`fsdp=1`",
+                fix=f"Set `fsdp={max(self.dp, 2)}` and `dp=1`, or `dp` to the number of copies",
+            )
+        return self
+
+    def check_trained(self) -> None:
+        """Refuse axes over which no training is spread.
+
+        Raises:
+            ConfigError: there is one.
+        """
+        sizes = {**self.axis_sizes, "ep": self.ep}
+        others = [f"{name}={size}" for name, size in sizes.items() if size > 1]
+        others = [name for name in others if name.partition("=")[0] not in TRAINED_AXES]
+        if others:
+            raise ConfigError(
+                expected=f"a mesh of {' and '.join(TRAINED_AXES)} for a recipe",
+                found=f"`{', '.join(others)}`",
+                fix=f"Use `parallel.dp={self.size}`, or `parallel.fsdp={self.size}` for a model "
+                "that does not fit one device",
+            )
+
+    def check_world(self, processes: int) -> None:
+        """Refuse another number of processes than the mesh has.
+
+        Raises:
+            ConfigError: they differ.
+        """
+        if processes == self.size:
+            return
+        axes = [f"{name}={size}" for name, size in self.axis_sizes.items() if size > 1]
+        raise ConfigError(
+            expected=f"{self.size} processes for {' x '.join(axes) or 'a mesh of one'}",
+            found=str(processes),
+            fix=f"Start with `torchrun --nproc-per-node {self.size} -m fivefold run ...`, or set "
+            f"axes whose product is {processes}, for example `parallel.dp={processes}`",
+        )
+
+
+def rank_table(config: ParallelConfig, *axes: str) -> list[tuple[int, ...]]:
+    """Return the groups along `axes` together: every rank in exactly one, all ranks alike ordered.
+
+    `axes` are some of `AXES`; or `ep` alone, the ranks that share the experts of a layer; or `edp`
+    alone, the ranks that hold the same experts.
+    """
+    if axes in (("ep",), ("edp",)):
+        names: tuple[str, ...] = ("pp", "edp", "ep")
+        sizes: tuple[int, ...] = (config.pp, config.size // config.pp // config.ep, config.ep)
+    else:
+        assert set(axes) <= set(AXES), f"no axes {axes}"
+        names, sizes = AXES, tuple(config.axis_sizes.values())
+    ranks = np.arange(config.size).reshape(sizes)
+    last = [names.index(name) for name in names if name in axes]
+    first = [index for index in range(len(names)) if index not in last]
+    table = ranks.transpose(first + last).reshape(-1, math.prod(sizes[i] for i in last))
+    return [tuple(group) for group in table.tolist()]

@@ -1,0 +1,73 @@
+"""What the tokens of packed rows cost in a training step, place by place.
+
+A token costs a constant, something for each key that it sees (dense attention; with sparse
+attention only the indexer's scores), and something for each key that it keeps. All three come from
+the FLOPs of `plan.flops`. Documents do not see each other, so that the work of a row is quadratic
+within its documents alone: equal numbers of tokens are not equal work.
+"""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from fivefold.models.config import ModelConfig
+from fivefold.plan.config import TrainingStage
+from fivefold.plan.flops import index_pair_flops, pair_flops, training_flops
+from fivefold.plan.parameters import has_own_indexer
+
+
+@dataclass(frozen=True)
+class TokenWork:
+    """FLOPs of one token in a training step, forward and backward, all layers and MTP depths."""
+
+    fixed: float
+    """Whatever it sees."""
+    visible_key: float
+    """More for each key that it sees, its own among them."""
+    kept_key: float
+    """More for each key that it keeps."""
+    most_kept: int
+    """Most keys that it keeps."""
+
+    def of_documents(self, documents: np.ndarray) -> np.ndarray:
+        """Return the FLOPs of each token, fp64 of [rows, tokens].
+
+        `documents` holds the document of each token of each row, as `Rows.document` does; padding
+        (-1) counts as a document, as it does in attention.
+        """
+        visible = visible_keys(documents)
+        kept = np.minimum(visible, self.most_kept)
+        return self.fixed + self.visible_key * visible + self.kept_key * kept
+
+
+def token_work(config: ModelConfig, stage: TrainingStage) -> TokenWork:
+    """Return the work of a token of this model in a training stage.
+
+    A backward pass costs two forward passes; the indexer's loss reads all visible keys twice in
+    warm-up, and the kept keys twice in sparse training, as in `plan.flops.training_flops`.
+    """
+    alone = replace(
+        training_flops(config, 1, stage=stage), attention_core=0.0, indexer_scores=0.0
+    ).total
+    layers = list(range(config.num_hidden_layers))
+    if config.num_nextn_predict_layers:
+        # Warm-up runs the MTP layer once, for its indexer.
+        depths = 1 if stage == "warmup" else config.fivefold.mtp_depths
+        layers += [config.num_hidden_layers] * depths
+    indexers = sum(has_own_indexer(config, layer) for layer in layers)
+    score = indexers * index_pair_flops(config)
+    if stage == "sparse" and config.has_indexer:
+        core = 3 * len(layers) * pair_flops(config, absorbed=True)
+        return TokenWork(alone, score, core + 2 * score, config.index_topk)
+    core = len(layers) * pair_flops(config, absorbed=False)
+    visible = core + 3 * score if stage == "warmup" else 3 * core
+    return TokenWork(alone, visible, 0.0, 0)
+
+
+def visible_keys(documents: np.ndarray) -> np.ndarray:
+    """Return how many keys each token sees: its place in its document, from 1; [rows, tokens]."""
+    places = np.arange(documents.shape[1])
+    begins = np.ones(documents.shape, dtype=bool)
+    begins[:, 1:] = documents[:, 1:] != documents[:, :-1]
+    first = np.maximum.accumulate(np.where(begins, places, 0), axis=1)
+    return places - first + 1

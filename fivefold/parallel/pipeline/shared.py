@@ -1,0 +1,103 @@
+"""A parameter that several ranks of a pipeline hold: equal at the start, one gradient, one owner.
+
+The embedding is the case: the first stage reads it, and so does the MTP layer, which may stand on
+another rank. The copies begin equal, their gradients are summed after the step's last backward
+pass, in the order of ranks so that every copy gets the same bits, and one rank, the owner, counts
+it in norms and writes it to checkpoints. Two stages of one rank hold one module, and nothing is
+sent.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from fivefold.parallel.mesh import Group
+from fivefold.parallel.pipeline.message import send
+from fivefold.parallel.pipeline.split import StagePart
+
+
+def counted_parameters(
+    stages: Iterable[nn.Module], shared: "SharedParameters | None"
+) -> dict[str, nn.Parameter]:
+    """Return the parameters that this rank counts in norms and saves, each once.
+
+    `shared` is this rank's part of a shared parameter, if it holds one.
+    """
+    named = {name: p for stage in stages for name, p in stage.named_parameters()}
+    if shared is None or shared.is_owner:
+        return named
+    return {name: parameter for name, parameter in named.items() if name not in shared.parameters}
+
+
+def embedding_ranks(parts: Sequence[StagePart], rank_of_stage: Sequence[int]) -> list[int]:
+    """Return the pipeline ranks that hold the embedding, its owner first."""
+    ranks = [rank for part, rank in zip(parts, rank_of_stage, strict=True) if part.reads_embedding]
+    return list(dict.fromkeys(ranks))
+
+
+@dataclass(frozen=True)
+class SharedParameters:
+    """Parameters that the same few ranks hold; each of them makes one of these."""
+
+    parameters: Mapping[str, nn.Parameter]
+    """By name, the same names on every holder."""
+    ranks: Sequence[int]
+    """The holders' places in `group`, the owner first."""
+    group: Group
+    """The pipeline."""
+
+    @property
+    def is_owner(self) -> bool:
+        """Does this rank count and save them?"""
+        return self.group.rank == self.ranks[0]
+
+    @torch.no_grad()
+    def copy_from_owner(self) -> None:
+        """Give every copy the owner's values."""
+        for parameter in self.parameters.values():
+            if self.is_owner:
+                for work in self._to_others(parameter.detach().contiguous()):
+                    work.wait()
+            else:
+                received = torch.empty_like(parameter)
+                self._receive(received, self.ranks[0])
+                parameter.copy_(received)
+
+    @torch.no_grad()
+    def add_gradients(self) -> None:
+        """Replace the gradient of every copy by their sum; call it once, after all backwards.
+
+        Sums run in the gradients' dtype, or in fp32 where that is narrower. A holder whose
+        parameter has no gradient contributes zeros, unless it is frozen everywhere.
+        """
+        for parameter in self.parameters.values():
+            if not parameter.requires_grad:
+                continue
+            wide = torch.promote_types(parameter.dtype, torch.float32)
+            mine = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+            mine = mine.to(wide).contiguous()
+            sends = self._to_others(mine)
+            total: Tensor | None = None
+            for rank in sorted(self.ranks):
+                share = mine
+                if rank != self.group.rank:
+                    share = torch.empty_like(mine)
+                    self._receive(share, rank)
+                total = share.clone() if total is None else total.add_(share)
+            for work in sends:
+                work.wait()
+            assert total is not None, "somebody holds the parameter"
+            if parameter.grad is None:
+                parameter.grad = total.to(parameter.dtype)
+            else:
+                parameter.grad.copy_(total)
+
+    def _to_others(self, tensor: Tensor) -> list[dist.Work]:
+        others = [rank for rank in self.ranks if rank != self.group.rank]
+        return [send(tensor, rank, self.group) for rank in others]
+
+    def _receive(self, tensor: Tensor, from_rank: int) -> None:
+        dist.recv(tensor, self.group.ranks[from_rank], self.group.handle)

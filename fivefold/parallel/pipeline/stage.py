@@ -1,0 +1,93 @@
+"""The modules of one stage and its forward pass.
+
+A stage takes its modules from a model by reference, under the model's own names, so that a
+checkpoint knows nothing of stages; where two stages of one rank need the embedding they hold one
+module. The model may stand on the meta device until its parts are loaded.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from fivefold.models.indexer import Selection
+from fivefold.models.surroundings import IndexerMode, make_surroundings
+from fivefold.models.transformer import Transformer
+from fivefold.ops.rotary import rotary_angles
+from fivefold.parallel.pipeline.program import (
+    Message,
+    Microbatch,
+    Seen,
+    StageObjective,
+    StageResult,
+)
+from fivefold.parallel.pipeline.split import StagePart
+
+
+class ModelStage(nn.Module):
+    """Some pieces of a Transformer."""
+
+    speeds_R: Tensor
+
+    def __init__(
+        self,
+        model: Transformer,
+        part: StagePart,
+        objective: StageObjective,
+        *,
+        indexer: IndexerMode = "frozen",
+    ) -> None:
+        """Take the pieces of `part` out of `model`."""
+        super().__init__()
+        self.part, self.objective = part, objective
+        self.indexer: IndexerMode = indexer
+        self.width = model.config.hidden_size
+        gain = model.norm.weight
+        self.received_dtype = gain.dtype if part.is_normed else model.embed_tokens.weight.dtype
+        self.embed_tokens = model.embed_tokens if part.reads_embedding else None
+        self.layers = nn.ModuleDict({str(layer): model.layers[layer] for layer in part.layers})
+        self.norm = model.norm if part.has_norm else None
+        self.mtp = model.mtp if part.mtp_depths else None
+        self.lm_head = model.lm_head if part.has_head else None
+        self.rotary_factor = model.rotary_factor
+        self.register_buffer("speeds_R", model.speeds_R, persistent=False)
+
+    def messages(self, microbatch: Microbatch) -> list[Message]:
+        """Return the states that reach a stage that is not the first, each (B, T, D)."""
+        shape = torch.Size([*microbatch.ids_BT.shape, self.width])
+        drafts = len(microbatch.ahead_BT) if self.part.follows_mtp else 0
+        return [Message(shape, self.received_dtype)] * (1 + drafts)
+
+    def forward(self, microbatch: Microbatch, states: tuple[Tensor, ...]) -> StageResult:
+        """Run the pieces on what the stage before has sent: the main state, then one a depth."""
+        around = make_surroundings(
+            rotary_angles(microbatch.positions_BT, self.speeds_R, self.rotary_factor),
+            microbatch.documents_BT,
+            None,
+            queries=microbatch.ids_BT.shape[1],
+            absorbed=False,
+            indexer=self.indexer,
+        )
+        seen = Seen()
+        if self.part.embeds:
+            assert self.embed_tokens is not None, "the first stage holds the embedding"
+            states = (self.embed_tokens(microbatch.ids_BT),)
+        hidden_BTD, *drafts = states
+        selection: Selection | None = None
+        for block in self.layers.values():
+            hidden_BTD, selection, routing, index_loss = block(hidden_BTD, around, selection)
+            seen.main_routing += [] if routing is None else [routing]
+            seen.index_losses += [] if index_loss is None else [index_loss]
+        if self.norm is not None:
+            hidden_BTD = self.norm(hidden_BTD)
+        states = (hidden_BTD, *drafts)
+        if self.mtp is not None:
+            assert self.embed_tokens is not None, "the MTP layer has an embedding beside it"
+            for ahead_BT in microbatch.ahead_BT:
+                draft = self.mtp(states[-1], self.embed_tokens(ahead_BT), around)
+                states = (*states, draft.state_BTD)
+                seen.mtp_routing += [] if draft.routing is None else [draft.routing]
+                seen.index_losses += [] if draft.index_loss is None else [draft.index_loss]
+        losses = [self.objective.auxiliary(seen, microbatch)]
+        if self.lm_head is not None:
+            losses.append(self.objective.head(states, self.lm_head.weight, microbatch))
+            states = ()
+        return StageResult(states, tuple(loss for loss in losses if loss is not None))
