@@ -57,7 +57,7 @@ def data_run(
     Example: `fivefold data run dclm_baseline crawl/ sqlite-doc heuristics.mode=datatrove`
 
     Args:
-        recipe: Name of a recipe: dclm_baseline, glm5_code or midtrain_long.
+        recipe: Name of a recipe: dclm_baseline, glm5_web, glm5_code or midtrain_long.
         arguments: Files (WARC, HTML, text, JSON lines, Parquet, packages), directories of them, or
             names of the catalogue; for glm5_code git repositories, directories of sources, or
             `package:NAME`s; and changes of single config values.
@@ -75,10 +75,12 @@ def data_run(
         with_classifier,
     )
     from fivefold.data.long.recipe import MIDTRAIN_LONG
+    from fivefold.data.web.recipe import GLM5_WEB
     from fivefold.log import logging_to
 
     recipes = {
         "dclm_baseline": DCLM_BASELINE,
+        "glm5_web": GLM5_WEB,
         "glm5_code": GLM5_CODE,
         "midtrain_long": MIDTRAIN_LONG,
     }
@@ -135,15 +137,19 @@ def data_train_classifier(
     *,
     positive: tuple[str, ...],
     negative: tuple[str, ...],
+    kind: Literal["fasttext", "embedding", "world_knowledge"] = "fasttext",
     out: Path = Path("runs/data/classifier"),
     cache_dir: str = "~/.cache/fivefold",
 ) -> None:
-    """Train a fastText classifier that tells good documents from others.
+    """Train a classifier that tells good documents from others.
 
     Args:
-        overrides: Changes of single config values, for example `epochs=10`.
+        overrides: Changes of single config values, for example `epochs=10`; of `embedding` and
+            `world_knowledge` those of `embed` and `head`, for example `embed.dimensions=512`.
         positive: Good documents: files, directories or names of the catalogue.
         negative: Documents as they come, for example of the crawl itself.
+        kind: fasttext for `dclm_baseline` and `glm5_web`; embedding and world_knowledge, over
+            vectors, for `glm5_web`, which learns what it is not given.
         out: Where the model goes.
         cache_dir: Where downloaded archives are kept.
     """
@@ -152,6 +158,11 @@ def data_train_classifier(
 
     console = Console()
     with logging_to(console):
+        if kind != "fasttext":
+            from fivefold.data.web.train import run_vector_training
+
+            run_vector_training(kind, positive, negative, out, overrides, console, cache_dir)
+            return
         run_training(positive, negative, out, overrides, console, cache_dir)
 
 

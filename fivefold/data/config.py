@@ -27,13 +27,12 @@ class CorpusConfig(Config):
     """Files or directories of one's own (txt, md, html, jsonl, jsonl.zst), instead of packages."""
 
     max_bytes_per_source: int | None = pydantic.Field(default=None, gt=0)
-    """UTF-8 bytes after which a source is full, its files being read in hashed order; None: all."""
-
-    min_document_bytes: int = pydantic.Field(default=150, ge=1)
-    """UTF-8 bytes that a document must have after extraction."""
+    """Bytes of raw pages after which a package is full, its files being read in hashed order; None:
+    all. One's own files are always read to the end."""
 
     max_document_characters: int = pydantic.Field(default=60_000, ge=1000)
-    """Characters from which on a text is cut at a blank line; each part is a document."""
+    """Characters from which on a text is cut at a blank line; each part is a document. Texts made of
+    repositories are not cut."""
 
     heldout_bytes: int = pydantic.Field(default=300_000, ge=0)
     """UTF-8 bytes of text kept for validation, over all sources in proportion to their size."""
@@ -71,26 +70,39 @@ class TokenizerTrainingConfig(Config):
 
 
 class WeightPoint(Config):
-    """A source's weight from a number of tokens on."""
+    """A weight at a number of tokens."""
 
     from_tokens: int = pydantic.Field(default=0, ge=0)
-    """Tokens that the loader has given when the weight takes effect."""
+    """Tokens that the loader has given when the weight stands."""
 
     weight: float = pydantic.Field(ge=0)
-    """Share of rows, relative to the other sources' weights at that time."""
+    """Share of rows, relative to the other weights at that time."""
 
 
 class MixtureConfig(Config):
-    """How sources are mixed while tokens pass."""
+    """How sources are mixed while tokens pass.
+
+    A key names a source and tier (`web@high`), a source in all its tiers (`web`), or a tier in all
+    sources (`@high`); of several that fit, the first of these counts.
+    """
 
     weights: dict[str, tuple[WeightPoint, ...]] = pydantic.Field(default_factory=dict)
-    """Per source, a step function of tokens seen; empty mixes in proportion to tokens."""
+    """Per key, a function of tokens seen, divided among what it names in proportion to tokens times
+    the epochs that curation gave; what no key names is left out. Empty: that proportion for all."""
+
+    between: Literal["steps", "lines"] = "steps"
+    """`steps`: a weight holds up to the next point, and is 0 before the first; `lines`: a weight is
+    level before its first and after its last point, and shares of rows follow straight lines from
+    each point of any weight to the next."""
 
     shares: dict[str, float] = pydantic.Field(default_factory=dict)
     """Share of all rows for `long` and `planted`; the rest goes by `weights`. Empty: none."""
 
     max_epochs: float | None = pydantic.Field(default=None, gt=0)
-    """Most passes over any source; one more row is an error. None: no limit."""
+    """Most passes over anything; what has reached them gives way to the others. None: no limit."""
+
+    epoch_caps: dict[str, float] = pydantic.Field(default_factory=dict)
+    """Per key, or for `long` or `planted`, most passes instead of `max_epochs`."""
 
     @pydantic.model_validator(mode="after")
     def _check_shares(self) -> "MixtureConfig":
@@ -100,6 +112,12 @@ class MixtureConfig(Config):
                 expected=f"`shares` of `{LONG}` and `{PLANTED}`, none below 0, at most 1 in all",
                 found=str(self.shares),
                 fix="Correct them; sources of the corpus have `weights`",
+            )
+        if min(self.epoch_caps.values(), default=0) < 0:
+            raise ConfigError(
+                expected="`epoch_caps` of at least 0",
+                found=str(self.epoch_caps),
+                fix="Correct them",
             )
         return self
 

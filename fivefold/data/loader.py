@@ -16,12 +16,12 @@ import numpy as np
 import xxhash
 
 from fivefold.data.config import MixtureConfig
-from fivefold.data.mixture import Mixture, divide_shares
+from fivefold.data.mixture import Mixture
 from fivefold.data.order import permuted_index
 from fivefold.data.packed_source import PackedSource, open_derived, open_sources, read_summary
 from fivefold.errors import ConfigError, CorruptFileError, MismatchError
 
-_STATE_VERSION = 1
+_STATE_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -107,8 +107,20 @@ def _count_up(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.arange(len(owner)) - np.repeat(np.cumsum(counts) - counts, counts), owner
 
 
+@dataclass(frozen=True)
+class Given:
+    """What a loader has given of one source."""
+
+    name: str
+    rows: int
+    epochs: float
+    """Passes over the source."""
+    tokens: int
+    """Tokens in those rows, counted as so many passes."""
+
+
 class RowLoader:
-    """The endless stream of training rows."""
+    """The stream of training rows, endless unless the mixture caps all of its sources."""
 
     def __init__(
         self,
@@ -145,7 +157,6 @@ class RowLoader:
         self._seed = seed
         self._config = mixture or MixtureConfig()
         self._mixture = self._start_mixture()
-        self._rows_given = np.zeros(len(usable), dtype=np.int64)
 
     @property
     def sources(self) -> tuple[str, ...]:
@@ -163,18 +174,24 @@ class RowLoader:
         return self._mixture.rows
 
     @property
+    def account(self) -> list[Given]:
+        """What has been given of each source so far, in the order of `sources`."""
+        found = []
+        for source, rows in zip(self._sources, self._mixture.given.tolist(), strict=True):
+            epochs = rows / source.pack.rows
+            found.append(Given(source.name, rows, epochs, round(epochs * source.pack_tokens)))
+        return found
+
+    @property
     def epochs(self) -> dict[str, float]:
         """Passes over each source so far."""
-        return {
-            source.name: float(given) / source.pack.rows
-            for source, given in zip(self._sources, self._rows_given, strict=True)
-        }
+        return {given.name: given.epochs for given in self.account}
 
     def next_rows(self, count: int, rank: int = 0, world_size: int = 1) -> Rows:
         """Return this rank's part of the next `count` rows; all ranks must ask for the same count.
 
         Raises:
-            ConfigError: `count` does not divide among the ranks, or a source exceeds its epochs.
+            ConfigError: `count` does not divide among the ranks, or every source is at its cap.
         """
         if count % world_size:
             raise ConfigError(
@@ -191,9 +208,8 @@ class RowLoader:
         """Return the place in the stream and what it is a stream of; plain JSON values."""
         return {
             **self._identity,
-            "rows": self._mixture.rows,
-            "credits": [float(credit) for credit in self._mixture.credits],
-            "rows_given": [int(given) for given in self._rows_given],
+            "credits": self._mixture.credits.tolist(),
+            "rows_given": self._mixture.given.tolist(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -213,9 +229,8 @@ class RowLoader:
                 )
         try:
             mixture = self._start_mixture()
-            mixture.rows = int(state["rows"])
             mixture.credits = np.array(state["credits"], dtype=np.float64)
-            self._rows_given = np.array(state["rows_given"], dtype=np.int64)
+            mixture.given = np.array(state["rows_given"], dtype=np.int64)
         except KeyError as error:
             raise CorruptFileError(
                 expected=f"a loader state with {error}",
@@ -225,8 +240,13 @@ class RowLoader:
         self._mixture = mixture
 
     def _start_mixture(self) -> Mixture:
-        tokens = {source.name: source.tokens.manifest.tokens for source in self._sources}
-        return Mixture(self._config, tokens, self.context_tokens)
+        return Mixture(
+            self._config,
+            {s.name: s.natural_tokens for s in self._sources},
+            self.context_tokens,
+            pass_rows={s.name: s.pack.rows for s in self._sources},
+            groups={s.name: s.group for s in self._sources if s.group},
+        )
 
     @functools.cached_property
     def _identity(self) -> dict[str, Any]:
@@ -241,24 +261,18 @@ class RowLoader:
                 + ("" if source.weight is None else f"/{_hash(source.weight)}")
                 for source in self._sources
             },
+            "natural_tokens": {source.name: source.natural_tokens for source in self._sources},
             "mixture": self._config.model_dump(mode="json"),
         }
 
     def _advance(self, count: int) -> tuple[np.ndarray, np.ndarray]:
         """Return the source and its running row number for the next rows: int64 [count] each."""
+        before = self._mixture.given.copy()
         source = self._mixture.choose(count)
         number = np.empty(count, dtype=np.int64)
-        for index, packed in enumerate(self._sources):
+        for index in range(len(self._sources)):
             places = np.flatnonzero(source == index)
-            number[places] = self._rows_given[index] + np.arange(len(places))
-            self._rows_given[index] += len(places)
-            limit = self._config.max_epochs
-            if limit is not None and self._rows_given[index] > limit * packed.pack.rows:
-                raise ConfigError(
-                    expected=f"at most {limit:g} passes over source `{packed.name}`",
-                    found=f"row {self._rows_given[index]:,} of {packed.pack.rows:,}",
-                    fix="Lower its weight, train on fewer tokens, or raise `max_epochs`",
-                )
+            number[places] = before[index] + np.arange(len(places))
         return source, number
 
     def _assemble(self, source: np.ndarray, number: np.ndarray) -> Rows:
@@ -326,16 +340,7 @@ def open_loader(
     sources = open_sources(directory, context_tokens, verify=verify)
     summary = read_summary(directory)
     mixture = mixture or MixtureConfig.model_validate(summary["mixture"])
-    if any(mixture.shares.values()):
-        derived = {
-            group: open_derived(directory, context_tokens, group, verify=verify)
-            for group, share in mixture.shares.items()
-            if share
-        }
-        mixture = divide_shares(
-            mixture,
-            {source.name: source.tokens.manifest.tokens for source in sources},
-            {group: {s.name: s.pack_tokens for s in some} for group, some in derived.items()},
-        )
-        sources += [source for some in derived.values() for source in some]
+    for group, share in mixture.shares.items():
+        if share:
+            sources += open_derived(directory, context_tokens, group, verify=verify)
     return RowLoader(sources, pad_id=int(summary["pad_id"]), seed=seed, mixture=mixture)

@@ -2,10 +2,11 @@
 
 The sources of the corpus come from `open_sources`. Two derived ones, `long` and `planted`, are
 opened by name alone, so that a mixture which does not ask for them sees neither, and validation on
-held-out text stays what it was. `long` copies nothing: it is a second pack over each source.
+held-out text stays what it was. `long` copies nothing of them: it is a second pack over each
+source, and the pack of the sequences that curation made for long contexts alone.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +28,20 @@ class PackedSource:
     pack: Pack
     weight: np.ndarray | None = None
     """Factor of the loss of each token as a label, 0 for none: float32 [tokens]; None: all 1."""
+    epochs: float = 1.0
+    """Times that curation wants it seen, which a mixture without weights of its own follows."""
+    group: str = ""
+    """`long` or `planted` where it stands behind that share of a mixture."""
 
     @property
     def pack_tokens(self) -> int:
         """Tokens in the rows of one pass."""
         return int(self.pack.length.sum(dtype=np.int64))
+
+    @property
+    def natural_tokens(self) -> float:
+        """Tokens, those of a derived source's own rows, times `epochs`."""
+        return self.epochs * (self.pack_tokens if self.group else self.tokens.manifest.tokens)
 
 
 def open_sources(
@@ -43,9 +53,14 @@ def open_sources(
         MissingFileError: the directory is not a TokensStage's, or has no pack for the context.
         CorruptFileError, MismatchError: files are damaged or do not belong together.
     """
-    names = read_summary(directory)["sources"][split]
-    folder = directory / split
-    return [_open_source(folder, name, name, context_tokens, verify) for name in names]
+    summary, folder = read_summary(directory), directory / split
+    epochs = summary.get("epochs", {})
+    return [
+        replace(
+            _open_source(folder, name, name, context_tokens, verify), epochs=epochs.get(name, 1.0)
+        )
+        for name in summary["sources"][split]
+    ]
 
 
 def open_derived(
@@ -67,8 +82,11 @@ def open_derived(
             fix=f"Add {context_tokens} to `{key}`, or take `{group}` out of the mixture's `shares`",
         )
     return [
-        _open_source(
-            folder, name, f"{name}.long" if group == LONG else name, context_tokens, verify
+        replace(
+            _open_source(
+                folder, name, f"{name}.{LONG}" if group == LONG else name, context_tokens, verify
+            ),
+            group=group,
         )
         for name in made[str(context_tokens)][split]
     ]

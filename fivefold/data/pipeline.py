@@ -1,29 +1,33 @@
-"""The corpus as a list of steps: read, extract, filter, de-duplicate, split, write.
+"""From curated documents to a corpus: cut, de-duplicate, split, write.
 
-Documents stream through; what is kept in memory is a fingerprint and a size for each. They are
-staged once on disk because two decisions need the whole corpus: which of several equal texts
-stays, and which documents are held out. Both are functions of hashes, so the result does not
-depend on the order of reading. The full curation recipe (language, heuristics, quality and
-knowledge classifiers, MinHash) takes its place between `long_enough` and `stage_documents`, as
-further steps of the same shape.
+What a recipe of curation kept comes in, a file for each source and tier. Documents stream through;
+what is kept in memory is a fingerprint and a size for each. They are staged once on disk because
+two decisions need the whole corpus: which of several equal texts stays (recipes do not see each
+other's documents), and which documents are held out. Both are functions of hashes, so the result
+does not depend on the order of reading. The rules that judge a text stand in `curate`, `code` and
+`long`; held-out texts went through the same ones as those trained on.
+
+Surprise: a text of a repository passes whole, however long, for its marks and files are places in
+it; and one that is held out gets its middles back, since nobody asks for bits per byte of
+rearranged text.
 """
 
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from fivefold.artifact import remove
+from fivefold.data.code.fim import marks_of, restore_document
 from fivefold.data.config import CorpusConfig
 from fivefold.data.dedup import duplicate_ids, text_fingerprint
 from fivefold.data.document import Document, document_id, document_writer, read_documents
 from fivefold.data.extract import cut_text
 from fivefold.data.ledger import Ledger
-from fivefold.data.reader import Input, read_input
+from fivefold.data.mixture import epochs_of
 from fivefold.data.split import Part, choose_heldout
 from fivefold.errors import ConfigError
-
-_UNREADABLE_SHARE = 0.01
-"""Share of U+FFFD from which on a text counts as wrongly decoded."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +36,21 @@ class Staged:
 
     part: Part
     fingerprint: bytes
+
+
+@dataclass
+class Tier:
+    """Training text of one tier of quality."""
+
+    documents: int = 0
+    bytes: int = 0
+    seen_bytes: float = 0.0
+    """Bytes times the epochs that curation gave."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return documents, bytes, and epochs as the mean over bytes."""
+        epochs = round(self.seen_bytes / max(1, self.bytes), 6)
+        return {"documents": self.documents, "bytes": self.bytes, "epochs": epochs}
 
 
 @dataclass(frozen=True)
@@ -45,17 +64,20 @@ class Corpus:
     """UTF-8 bytes held out, by source."""
     character_counts: list[int]
     """Characters of each kept document."""
+    tiers: dict[str, Tier] = field(default_factory=dict)
+    """Training text by the tier in its `meta`; text without one is in none."""
 
 
 def build_corpus(
-    inputs: Sequence[Input],
+    files: Sequence[Path],
     config: CorpusConfig,
     out: Path,
     advance: Callable[[str], None] = lambda name: None,
 ) -> Corpus:
     """Write `train.jsonl.zst` and `heldout.jsonl.zst` into `out`.
 
-    `advance` is told the name of each source that has been read.
+    Each of `files` holds documents of one source and tier. `advance` is told the name of each file
+    that has been read.
 
     Raises:
         ConfigError: no document is left.
@@ -63,14 +85,14 @@ def build_corpus(
     """
     ledger = Ledger()
     staging = out / "staging.jsonl.zst"
-    staged = stage_documents(_all_sources(inputs, config, ledger, advance), staging, ledger)
+    staged = stage_documents(_all_files(files, config, ledger, advance), staging, ledger)
     dropped = duplicate_ids({name: facts.fingerprint for name, facts in staged.items()})
     kept = {name: facts for name, facts in staged.items() if name not in dropped}
     if not kept:
         raise ConfigError(
             expected="a corpus with at least one document",
             found=f"{sum(ledger.read.values())} documents read, none kept",
-            fix="Lower `corpus.min_document_bytes`, or give other files",
+            fix="Give other files, or loosen the recipe of curation",
         )
     heldout = choose_heldout(
         {name: facts.part for name, facts in kept.items()},
@@ -84,27 +106,25 @@ def build_corpus(
     return corpus
 
 
-def _all_sources(
-    inputs: Sequence[Input],
+def _all_files(
+    files: Sequence[Path],
     config: CorpusConfig,
     ledger: Ledger,
     advance: Callable[[str], None],
 ) -> Iterator[Document]:
-    for source_input in inputs:
-        documents = count_read(cut_long(read_input(source_input), config), ledger)
-        documents = readable(documents, ledger)
-        documents = long_enough(documents, config, ledger)
-        yield from until_full(documents, config, ledger)
-        advance(source_input.source.name)
+    for file in files:
+        yield from count_read(cut_long(read_documents(file), config), ledger)
+        advance(file.name)
 
 
 def cut_long(documents: Iterable[Document], config: CorpusConfig) -> Iterator[Document]:
     """Cut documents beyond `max_document_characters` at blank lines; each part is a document.
 
-    Its `meta` says of what it is a part: `part_of` (the id of the whole text) and `part`.
+    Its `meta` says of what it is a part: `part_of` (the id of the whole text) and `part`. Texts of
+    repositories pass whole.
     """
     for document in documents:
-        if len(document.text) <= config.max_document_characters:
+        if len(document.text) <= config.max_document_characters or _repository(document):
             yield document
             continue
         for number, part in enumerate(cut_text(document.text, config.max_document_characters)):
@@ -118,44 +138,17 @@ def cut_long(documents: Iterable[Document], config: CorpusConfig) -> Iterator[Do
             )
 
 
+def _repository(document: Document) -> str:
+    """Return the repository that a text is made of; empty for any other text."""
+    repository = document.meta.get("repository")
+    return repository if isinstance(repository, str) else ""
+
+
 def count_read(documents: Iterable[Document], ledger: Ledger) -> Iterator[Document]:
     """Enter each document into the accounts."""
     for document in documents:
         ledger.read[document.source] += 1
         yield document
-
-
-def readable(documents: Iterable[Document], ledger: Ledger) -> Iterator[Document]:
-    """Drop texts that came out of a wrong character set."""
-    for document in documents:
-        if document.text.count("\ufffd") > _UNREADABLE_SHARE * len(document.text):
-            ledger.drop(document, "undecodable")
-        else:
-            yield document
-
-
-def long_enough(
-    documents: Iterable[Document], config: CorpusConfig, ledger: Ledger
-) -> Iterator[Document]:
-    """Drop texts below `min_document_bytes`."""
-    for document in documents:
-        if len(document.text.encode()) < config.min_document_bytes:
-            ledger.drop(document, "too short")
-        else:
-            yield document
-
-
-def until_full(
-    documents: Iterable[Document], config: CorpusConfig, ledger: Ledger
-) -> Iterator[Document]:
-    """Stop reading a source once its documents hold `max_bytes_per_source`."""
-    taken = 0
-    for document in documents:
-        yield document
-        taken += len(document.text.encode())
-        if config.max_bytes_per_source is not None and taken >= config.max_bytes_per_source:
-            ledger.full.add(document.source)
-            return
 
 
 def stage_documents(
@@ -175,10 +168,14 @@ def stage_documents(
 
 def _part(document: Document) -> Part:
     """Describe a document to the split; `meta` may be the user's, with anything in it."""
+    size = len(document.text.encode())
+    repository = _repository(document)
+    if repository:
+        return Part(document.source, size, repository, None)
     text_id, number = document.meta.get("part_of"), document.meta.get("part")
     return Part(
         document.source,
-        len(document.text.encode()),
+        size,
         text_id if isinstance(text_id, str) else document.id,
         number if isinstance(number, int) else 0,
     )
@@ -191,18 +188,33 @@ def write_split(
     train_path, heldout_path = out / "train.jsonl.zst", out / "heldout.jsonl.zst"
     heldout_bytes: dict[str, int] = {}
     character_counts = []
+    tiers: defaultdict[str, Tier] = defaultdict(Tier)
     with document_writer(train_path) as to_train, document_writer(heldout_path) as to_heldout:
         for document in read_documents(staging):
             facts = kept.get(document.id)
             if facts is None:
                 ledger.drop(document, "duplicate")
                 continue
-            ledger.keep(document, facts.part.size_bytes)
+            if document.id in heldout and marks_of(document):
+                document = restore_document(document)
+            size = len(document.text.encode())
+            ledger.keep(document, size)
             character_counts.append(len(document.text))
             if document.id in heldout:
                 to_heldout(document)
-                before = heldout_bytes.get(document.source, 0)
-                heldout_bytes[document.source] = before + facts.part.size_bytes
-            else:
-                to_train(document)
-    return Corpus(train_path, heldout_path, ledger, heldout_bytes, character_counts)
+                heldout_bytes[document.source] = heldout_bytes.get(document.source, 0) + size
+                continue
+            to_train(document)
+            tier = document.meta.get("tier")
+            if isinstance(tier, str):
+                tiers[tier].documents += 1
+                tiers[tier].bytes += size
+                tiers[tier].seen_bytes += size * epochs_of(document)
+    return Corpus(
+        train_path,
+        heldout_path,
+        ledger,
+        heldout_bytes,
+        character_counts,
+        dict(sorted(tiers.items())),
+    )

@@ -3,8 +3,9 @@
 A text's place is the hash of its id and the seed, so the choice does not depend on the order of
 reading. Validation loss on them is comparable between runs with the same corpus. The parts of a
 text that was cut for its length go to the same side, for the neighbour of a held-out part would
-tell much about it. One exception: a source whose texts are all too long for its share, a single
-book say, gives the last parts of one of them, so that one's own file has a validation loss too.
+tell much about it; so do the texts of one repository. One exception: a source whose texts are all
+too long for its share, a single book say, gives the last parts of one of them, so that one's own
+file has a validation loss too.
 """
 
 from collections import defaultdict
@@ -21,8 +22,8 @@ class Part(NamedTuple):
     size_bytes: int
     text_id: str
     """Id of the text that it is a part of; its own where the text was not cut."""
-    number: int = 0
-    """Place among the parts of the text."""
+    number: int | None = 0
+    """Place among the parts of the text; None where the text cannot be divided."""
 
 
 def choose_heldout(
@@ -60,7 +61,8 @@ def choose_heldout(
 def _last_parts(parts: Mapping[str, Part], names: list[str], allowed_bytes: float) -> set[str]:
     """Return the parts at the end of a text that fit."""
     chosen: set[str] = set()
-    for name in sorted(names, key=lambda name: -parts[name].number):
+    numbered = [(number, name) for name in names if (number := parts[name].number) is not None]
+    for _, name in sorted(numbered, key=lambda one: -one[0]):
         allowed_bytes -= parts[name].size_bytes
         if allowed_bytes < 0:
             break

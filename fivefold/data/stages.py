@@ -1,9 +1,9 @@
-"""The three stages of data: `corpus` (documents), `tokenizer`, `tokens` (token files and packs).
+"""Two stages of data behind the corpus of `corpus_stage`: `tokenizer` and `tokens`.
 
-    corpus     train.jsonl.zst, heldout.jsonl.zst, sources.json, drops.json
     tokenizer  tokenizer.json and its companions, for transformers as for us
-    tokens     tokens.json; per split and source NAME.bin/.idx/.json and NAME.CONTEXT.npz; where
-               asked for, the sources `long` (train/NAME.long.CONTEXT.npz) and `planted`
+    tokens     tokens.json; per split and source NAME.bin/.idx/.json and NAME.CONTEXT.npz, in
+               training a source for each tier (SOURCE@TIER); where asked for, the sources `long`
+               (train/NAME.long.CONTEXT.npz) and `planted`
 
 Each writes page blocks for the report. All of it is deterministic and independent of the run's
 seed: two runs over the same archives train on the same rows.
@@ -13,66 +13,10 @@ import logging
 from collections.abc import Mapping
 from pathlib import Path
 
-from fivefold.artifact import write_json
-from fivefold.data.config import CorpusConfig, TokenizerTrainingConfig, TokensConfig
+from fivefold.data.config import TokenizerTrainingConfig, TokensConfig
 from fivefold.stage import Stage, StageContext
 
 logger = logging.getLogger(__name__)
-
-
-class CorpusStage(Stage):
-    """Downloads and reads the sources, filters, de-duplicates and splits their documents."""
-
-    what = "collects documents"
-    is_seeded = False
-    config: CorpusConfig
-
-    def execute(self, inputs: Mapping[str, Path], out: Path, context: StageContext) -> None:
-        """Write the two document files, their accounts and the page."""
-        from fivefold.data.command import get_data
-        from fivefold.data.page import corpus_page
-        from fivefold.data.pipeline import build_corpus
-
-        acquired = get_data(self.config, logger.debug, context.track)
-        with context.track("read and split", len(acquired.inputs), "sources") as task:
-            corpus = build_corpus(
-                acquired.inputs, self.config, out, lambda name: task.advance(source=name)
-            )
-        digests = {archive.source: archive.sha256 for archive in acquired.archives}
-        write_json(
-            out / "sources.json",
-            {
-                "profile": acquired.profile,
-                "sources": [
-                    {
-                        "name": entry.source.name,
-                        "what": entry.source.what,
-                        "licence": entry.source.licence,
-                        "lang": entry.source.lang,
-                        "archive": entry.path.name,
-                        "sha256": digests.get(entry.source.name),
-                        "documents": corpus.ledger.kept[entry.source.name],
-                        "bytes": corpus.ledger.kept_bytes[entry.source.name],
-                        "heldout_bytes": corpus.heldout_bytes.get(entry.source.name, 0),
-                    }
-                    for entry in acquired.inputs
-                ],
-            },
-        )
-        write_json(out / "drops.json", corpus.ledger.to_json())
-        corpus_page(out / "page", acquired.inputs, corpus)
-        documents, size = sum(corpus.ledger.kept.values()), sum(corpus.ledger.kept_bytes.values())
-        logger.info(
-            "%s documents, %.1f MB of text from %d sources (profile %s)",
-            f"{documents:,}",
-            size / 1e6,
-            len(acquired.inputs),
-            acquired.profile,
-        )
-        if corpus.ledger.full:
-            names = ", ".join(sorted(corpus.ledger.full))
-            logger.info("Not read to the end (corpus.max_bytes_per_source): %s", names)
-        context.metrics.write(0, {"data/documents": documents, "data/text_bytes": size})
 
 
 class TokenizerStage(Stage):
@@ -114,7 +58,7 @@ class TokensStage(Stage):
 
     def execute(self, inputs: Mapping[str, Path], out: Path, context: StageContext) -> None:
         """Write token files, packs, `tokens.json`, the page and the data's own metrics."""
-        from fivefold.data.page import tokens_page
+        from fivefold.data.corpus_page import tokens_page
         from fivefold.data.planted_page import planted_page
         from fivefold.data.tokenise import gzip_bits_per_byte, tokenise_corpus
         from fivefold.text.tokenizer import load_tokenizer

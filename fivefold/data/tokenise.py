@@ -1,22 +1,26 @@
 """Documents to token files and packs, a source and a batch at a time.
 
-A batch is encoded on the tokenizer library's own threads and written in order. The summary goes
+A batch is encoded on the tokenizer library's own threads and written in order; marks for filling in
+the middle become special tokens. Training text is kept apart by source and tier, for the mixture;
+sequences that curation made for long contexts go into the source `long` alone. The summary goes
 into `tokens.json`, from which loaders open everything. The gzip number stands here because it
 measures the same held-out bytes: a language model has to beat what a 1992 compressor finds.
 """
 
 import math
 import zlib
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
 from itertools import groupby
 from pathlib import Path
 
 import numpy as np
 
 from fivefold.artifact import remove, write_json
+from fivefold.data.code.fim import encode_marked, marks_of
 from fivefold.data.config import LONG, PLANTED, TokensConfig
 from fivefold.data.document import Document, read_documents
+from fivefold.data.mixture import epochs_of, mixed_name
 from fivefold.data.packing import pack_documents, pack_long_pieces, save_pack
 from fivefold.data.planted_tokens import PlantedTokens, tokenise_planted
 from fivefold.data.token_file import TokenManifest, open_token_file, write_token_file
@@ -49,6 +53,10 @@ class TokensSummary:
     """Those of `long` and `planted` included."""
     planted: dict[str, PlantedTokens]
     """By split; empty where none were asked for."""
+    epochs: dict[str, float]
+    """Times that curation wants each training source seen."""
+    long: list[TokenManifest] = field(default_factory=list)
+    """Sequences made for long contexts; no part of `manifests`."""
 
     def tokens(self, split: str) -> int:
         """Tokens of a split, without the planted ones."""
@@ -71,13 +79,17 @@ def tokenise_corpus(
         StorageError: the disk is full.
     """
     manifests: dict[str, list[TokenManifest]] = {}
+    epochs: dict[str, float] = {}
     packs: list[PackFacts] = []
     planted: dict[str, PlantedTokens] = {}
     for split in SPLITS:
         remove(out / split)
         path = corpus / f"{split}.jsonl.zst"
         with track(f"tokenise {split}", _count_documents(path), "documents") as task:
-            manifests[split] = _tokenise_split(path, out / split, tokenizer, task)
+            name_of = mixed_name if split == "train" else _source_of
+            manifests[split] = _tokenise_file(
+                path, out / split, tokenizer, task, name_of, epochs if split == "train" else {}
+            )
         for manifest in manifests[split]:
             packs += _pack_source(out / split, manifest, split, config)
         if config.planted.contexts:
@@ -86,17 +98,21 @@ def tokenise_corpus(
                 PackFacts(split, PLANTED, context, pack.rows, round(pack.utilisation, 5))
                 for context, pack in planted[split].packs.items()
             ]
+    made = _tokenise_long(corpus / "long.jsonl.zst", out / "train", tokenizer, config, track)
+    taken = {manifest.source for manifest in manifests["train"]}
+    _refuse_clash(sorted(taken & {manifest.source for manifest in made}))
     long_members = {}
     for context in config.long_contexts:
-        facts = _pack_long(out / "train", manifests["train"], context, config)
+        facts = _pack_long(out / "train", [*manifests["train"], *made], context, config)
         packs += facts
         names = [fact.source.removesuffix(f".{LONG}") for fact in facts]
         long_members[str(context)] = {"train": names}
-    summary = TokensSummary(manifests, packs, planted)
+    summary = TokensSummary(manifests, packs, planted, epochs, made)
     write_json(
         out / "tokens.json",
         {
             "sources": {split: [m.source for m in manifests[split]] for split in SPLITS},
+            "epochs": epochs,
             "tokens": {split: summary.tokens(split) for split in SPLITS},
             "contexts": list(config.contexts),
             "long": long_members,
@@ -119,50 +135,91 @@ def _count_documents(path: Path) -> int:
     return sum(1 for _ in read_documents(path))
 
 
-def _tokenise_split(
-    path: Path, out: Path, tokenizer: Tokenizer, task: ProgressTask
+def _source_of(document: Document) -> str:
+    return document.source
+
+
+def _tokenise_long(
+    path: Path, out: Path, tokenizer: Tokenizer, config: TokensConfig, track: Track
 ) -> list[TokenManifest]:
-    """Write a token file for each source; a document file holds its sources one after the other."""
+    """Write a token file for each way in which long sequences were made, where there are any."""
+    if not path.is_file() or not config.long_contexts:
+        return []
+    with track("tokenise long", _count_documents(path), "documents") as task:
+        return _tokenise_file(path, out, tokenizer, task, _source_of, {})
+
+
+def _tokenise_file(
+    path: Path,
+    out: Path,
+    tokenizer: Tokenizer,
+    task: ProgressTask,
+    name_of: Callable[[Document], str],
+    epochs: dict[str, float],
+) -> list[TokenManifest]:
+    """Write a token file for each name; a document file holds its names one after the other.
+
+    `epochs` receives each name's epochs, the mean over its characters.
+    """
     manifests: list[TokenManifest] = []
-    for source, documents in groupby(read_documents(path), key=lambda document: document.source):
-        if any(manifest.source == source for manifest in manifests):
+    for name, documents in groupby(read_documents(path), key=name_of):
+        if any(manifest.source == name for manifest in manifests):
             raise CorruptFileError(
-                expected=f"the documents of each source together in `{path}`",
-                found=f"source `{source}` in two places",
+                expected=f"the documents of each source and tier together in `{path}`",
+                found=f"`{name}` in two places",
                 fix="Make the corpus again: run the recipe with `--fresh`",
             )
-        if source == PLANTED:
-            raise ConfigError(
-                expected=f"no source of the corpus with the name `{PLANTED}`, a derived one",
-                found=f"documents of it in `{path}`",
-                fix="Rename the file that they come from",
-            )
+        _refuse_clash([name] if name == PLANTED else [])
+        seen: list[tuple[int, float]] = []
         manifests.append(
             write_token_file(
-                out / source,
-                _framed(documents, tokenizer, task),
+                out / name,
+                _framed(_noted(documents, seen), tokenizer, task),
                 vocab_size=tokenizer.vocab_size,
                 tokenizer_hash=tokenizer.content_hash,
-                source=source,
+                source=name,
             )
         )
+        characters = sum(size for size, _ in seen)
+        epochs[name] = sum(size * one for size, one in seen) / max(1, characters)
     return sorted(manifests, key=lambda manifest: manifest.source)
+
+
+def _refuse_clash(names: Sequence[str]) -> None:
+    if names:
+        raise ConfigError(
+            expected="no source of the corpus with the name of a derived one",
+            found=", ".join(names),
+            fix="Rename the file that it comes from",
+        )
+
+
+def _noted(documents: Iterable[Document], seen: list[tuple[int, float]]) -> Iterator[Document]:
+    for document in documents:
+        seen.append((len(document.text), epochs_of(document)))
+        yield document
 
 
 def _framed(
     documents: Iterator[Document], tokenizer: Tokenizer, task: ProgressTask
 ) -> Iterator[list[int]]:
-    for texts in _batches(documents):
-        for ids in tokenizer.encode_batch(texts):
+    for batch in _batches(documents):
+        marks = [marks_of(document) for document in batch]
+        plain = tokenizer.encode_batch(
+            [document.text for document, some in zip(batch, marks, strict=True) if not some]
+        )
+        unmarked = iter(plain)
+        for document, some in zip(batch, marks, strict=True):
+            ids = encode_marked(tokenizer, document.text, some) if some else next(unmarked)
             yield tokenizer.frame_document(ids)
-        task.advance(len(texts))
+        task.advance(len(batch))
 
 
-def _batches(documents: Iterator[Document]) -> Iterator[list[str]]:
-    batch: list[str] = []
+def _batches(documents: Iterator[Document]) -> Iterator[list[Document]]:
+    batch: list[Document] = []
     characters = 0
     for document in documents:
-        batch.append(document.text)
+        batch.append(document)
         characters += len(document.text)
         if characters >= _BATCH_CHARACTERS:
             yield batch

@@ -4,11 +4,15 @@ Pre-training on 27T tokens at 4,096 tokens of context, learning rate 0 -> 2e-4 -
 64M tokens over the first 500B; mid-training 4e-5 -> 1e-5 at 32K (1T tokens), 128K (500B) and
 202,752 (50B); adaptation to sparse attention with a warm-up of 1000 steps of 14 rows, 5e-3 -> 2e-4,
 then 20B tokens at 1e-5. Sources: GLM-5 report, sections 2.1.1 and 2.4; GLM-4.5 report, section 2.4,
-for the batch. Assumed: mid-training keeps 64M tokens a step; the rotary base is the released one.
+for the batch. Assumed: mid-training keeps 64M tokens a step; the rotary base is the released one;
+the shares of long documents.
 """
 
-from fivefold.data.config import CorpusConfig, TokenizerTrainingConfig, TokensConfig
-from fivefold.data.stages import CorpusStage, TokenizerStage, TokensStage
+from fivefold.data.config import MixtureConfig, TokenizerTrainingConfig, TokensConfig
+from fivefold.data.corpus_config import CurateStageConfig
+from fivefold.data.corpus_stage import CurateStage
+from fivefold.data.long.config import LongConfig
+from fivefold.data.stages import TokenizerStage, TokensStage
 from fivefold.models.preset import preset
 from fivefold.stage import Stage
 from fivefold.text.config import TokenizerConfig
@@ -27,12 +31,16 @@ _STEP_TOKENS = 64 * 2**20
 _CONTEXT = 4096
 _MIDTRAIN = {32_768: 10**12, 131_072: 500 * 10**9, 202_752: 50 * 10**9}
 """Tokens at each context of mid-training."""
+_LONG_SHARES = {32_768: 0.2, 131_072: 0.35, 202_752: 0.5}
+"""Share of long pieces and sequences at each context; the report only says that it grows."""
+_MAX_EPOCHS = 4
+"""Most passes over any source and tier; ours, after arXiv:2305.16264."""
 
 
 def glm5() -> list[Stage]:
     """Return the stages: corpus -> tokenizer -> tokens -> pretrain -> midtrain -> adapt_dsa."""
     return [
-        CorpusStage("corpus", CorpusConfig()),
+        CurateStage("corpus", CurateStageConfig(midtrain_long=LongConfig())),
         TokenizerStage(
             "tokenizer",
             TokenizerTrainingConfig(tokenizer=TokenizerConfig(vocab_size=_SHAPE.vocab_size)),
@@ -40,7 +48,11 @@ def glm5() -> list[Stage]:
         ),
         TokensStage(
             "tokens",
-            TokensConfig(contexts=(_CONTEXT, *_MIDTRAIN)),
+            TokensConfig(
+                contexts=(_CONTEXT, *_MIDTRAIN),
+                long_contexts=tuple(_MIDTRAIN),
+                mixture=MixtureConfig(max_epochs=_MAX_EPOCHS),
+            ),
             needs={"corpus": "corpus", "tokenizer": "tokenizer"},
         ),
         PretrainStage("pretrain", _pretrain(), needs=_DATA),
@@ -74,6 +86,7 @@ def _midtrain() -> MidtrainConfig:
             batch_rows=_STEP_TOKENS // context,
             microbatch_rows=1,
             rope_theta=_SHAPE.rope_theta,
+            mixture=MixtureConfig(shares={"long": _LONG_SHARES[context]}, max_epochs=_MAX_EPOCHS),
         )
         for context, tokens in _MIDTRAIN.items()
     ]

@@ -6,14 +6,15 @@ to repeat it overnight with other seeds.
 """
 
 from fivefold.data.config import (
-    CorpusConfig,
     MixtureConfig,
     PlantedConfig,
     TokenizerTrainingConfig,
     TokensConfig,
 )
-from fivefold.data.stages import CorpusStage, TokenizerStage, TokensStage
+from fivefold.data.corpus_stage import CurateStage
+from fivefold.data.stages import TokenizerStage, TokensStage
 from fivefold.models.preset import preset
+from fivefold.recipes.nano import curation
 from fivefold.stage import Stage
 from fivefold.text.config import TokenizerConfig
 from fivefold.train.config import (
@@ -28,7 +29,10 @@ from fivefold.train.stages import AdaptDsaStage, MidtrainStage, PretrainStage
 _SHAPE = preset("mini")
 _DATA = {"tokens": "tokens", "tokenizer": "tokenizer"}
 _CONTEXTS = (512, 1024, 2048)
-_LONG_MIXTURE = MixtureConfig(shares={"long": 0.3, "planted": 0.2})
+_MIXTURES = tuple(
+    MixtureConfig(shares={"long": long, "planted": 0.2}, max_epochs=4) for long in (0.25, 0.35)
+)
+"""Of the two phases of mid-training: long pieces are up-sampled as the context grows."""
 _SPARSE_TOKENS = 400_000
 _SPARSE_LR = 7.5e-4
 
@@ -39,7 +43,8 @@ def mini() -> list[Stage]:
     `dense_control` trains on, dense, for as many tokens as the adaptation does sparsely.
     """
     return [
-        CorpusStage("corpus", CorpusConfig(max_bytes_per_source=12_000_000)),
+        # nano's recipe on all of its packages.
+        CurateStage("corpus", curation().model_copy(update={"max_bytes_per_source": None})),
         TokenizerStage(
             "tokenizer",
             TokenizerTrainingConfig(tokenizer=TokenizerConfig(vocab_size=_SHAPE.vocab_size)),
@@ -90,9 +95,11 @@ def _midtrain() -> MidtrainConfig:
             batch_rows=8192 // context,
             microbatch_rows=4096 // context,
             rope_theta=rope_theta,
-            mixture=_LONG_MIXTURE,
+            mixture=mixture,
         )
-        for context, rope_theta in zip(_CONTEXTS[1:], (20_000, 50_000), strict=True)
+        for context, rope_theta, mixture in zip(
+            _CONTEXTS[1:], (20_000, 50_000), _MIXTURES, strict=True
+        )
     )
     return MidtrainConfig(
         total_tokens=1_000_000,
@@ -115,7 +122,7 @@ def _dense_control() -> MidtrainConfig:
         batch_rows=4,
         microbatch_rows=2,
         rope_theta=50_000,
-        mixture=_LONG_MIXTURE,
+        mixture=_MIXTURES[-1],
     )
     return MidtrainConfig(
         total_tokens=_SPARSE_TOKENS,
@@ -142,7 +149,7 @@ def _adapt_dsa() -> AdaptDsaConfig:
     return AdaptDsaConfig(
         context_tokens=_CONTEXTS[-1],
         index_topk=_SHAPE.index_topk,
-        mixture=_LONG_MIXTURE,
+        mixture=_MIXTURES[-1],
         warm_up=GradientConfig(
             total_tokens=400_000,
             kind="linear",

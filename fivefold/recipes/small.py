@@ -1,12 +1,14 @@
 """GLM-4.7-Flash's proportions cut to one accelerator: hours, not minutes.
 
 Data and pre-training at 4,096 tokens of context. The packages hold some 15M tokens, far fewer than
-the 2B that it trains on: give it text of your own with `corpus.files`. `fivefold plan small` states
-its cost.
+the 2B that it trains on: give it text of your own with `corpus.files` and `corpus.repositories`.
+`fivefold plan small` states its cost.
 """
 
-from fivefold.data.config import CorpusConfig, TokenizerTrainingConfig, TokensConfig
-from fivefold.data.stages import CorpusStage, TokenizerStage, TokensStage
+from fivefold.data.config import TokenizerTrainingConfig, TokensConfig
+from fivefold.data.corpus_config import CurateStageConfig
+from fivefold.data.corpus_stage import CurateStage
+from fivefold.data.stages import TokenizerStage, TokensStage
 from fivefold.models.preset import preset
 from fivefold.stage import Stage
 from fivefold.text.config import TokenizerConfig
@@ -18,7 +20,7 @@ def small() -> list[Stage]:
     """Return the stages: corpus -> tokenizer -> tokens -> pretrain."""
     shape = preset("small")
     return [
-        CorpusStage("corpus", CorpusConfig(max_bytes_per_source=64_000_000)),
+        CurateStage("corpus", CurateStageConfig()),
         TokenizerStage(
             "tokenizer",
             TokenizerTrainingConfig(tokenizer=TokenizerConfig(vocab_size=shape.vocab_size)),

@@ -5,15 +5,15 @@ import numpy as np
 import pytest
 from data_builder import silent_track
 
-from fivefold.data.config import (
-    CorpusConfig,
-    TokenizerTrainingConfig,
-    TokensConfig,
-)
+from fivefold.data.config import TokenizerTrainingConfig, TokensConfig
+from fivefold.data.corpus_config import CurateStageConfig
+from fivefold.data.corpus_page import mixture_page
+from fivefold.data.corpus_stage import CurateStage
+from fivefold.data.curate.config import CurateConfig, LanguageConfig
 from fivefold.data.document import read_documents
 from fivefold.data.loader import open_loader, read_heldout_rows
 from fivefold.data.packed_source import open_sources
-from fivefold.data.stages import CorpusStage, TokenizerStage, TokensStage
+from fivefold.data.stages import TokenizerStage, TokensStage
 from fivefold.data.tokenise import gzip_bits_per_byte
 from fivefold.errors import MissingFileError
 from fivefold.metrics import StageMetrics, read_metrics
@@ -24,11 +24,16 @@ from fivefold.text.tokenizer import load_tokenizer
 CONTEXTS = (64, 256)
 
 
+def fixture_corpus() -> CurateStageConfig:
+    pages = CurateConfig(language=LanguageConfig(keep=()), tasks=1)
+    return CurateStageConfig(profile="fixture", dclm_baseline=pages)
+
+
 def run(folder: Path, seed: int = 0) -> Path:
     folder.mkdir()
     tokenizer = TokenizerTrainingConfig(tokenizer=TokenizerConfig(vocab_size=1024))
     stages: list[Stage] = [
-        CorpusStage("corpus", CorpusConfig(profile="fixture")),
+        CurateStage("corpus", fixture_corpus()),
         TokenizerStage("tokenizer", tokenizer, {"corpus": "corpus"}),
         TokensStage(
             "tokens",
@@ -119,17 +124,45 @@ def test_pages_and_accounts_are_written(finished: Path):
         path.relative_to(finished).as_posix(): json.loads(path.read_text())
         for path in finished.glob("*/page/*.json")
     }
-    assert len(blocks) == 8
+    names = {path.split("/")[-1].removesuffix(".json") for path in blocks if "corpus" in path}
+    assert names == {
+        "001_funnel_dclm_baseline",
+        "002_reasons_dclm_baseline",
+        "10_sources",
+        "12_languages",
+        "20_drops",
+        "30_lengths",
+        "40_samples",
+        "50_dropped_dclm_baseline",
+    }
     for block in blocks.values():
         assert block["kind"] in ("table", "bars", "samples")
         assert block["title"]
         if block["kind"] == "table":
             assert {len(row) for row in block["rows"]} == {len(block["columns"])}
+    accounts = json.loads((finished / "corpus" / "accounts.json").read_text())["dclm_baseline"]
+    assert accounts["duplicates"]["drops"] == {"duplicate.exact": 1}
+    dropped = sum(sum(one["drops"].values()) for one in accounts.values())
     drops = json.loads((finished / "corpus" / "drops.json").read_text())
-    assert drops["sources"]["notes"]["dropped"] == {"duplicate": 1, "too short": 1}
+    assert accounts["url"]["documents_in"] - dropped == drops["documents_kept"]
     sources = json.loads((finished / "corpus" / "sources.json").read_text())
     assert sources["profile"] == "fixture"
-    assert all(source["licence"] for source in sources["sources"])
+    assert sum(source["documents"] for source in sources["sources"]) == drops["documents_kept"]
+    assert json.loads((finished / "corpus" / "tiers.json").read_text()) == {}
+
+
+def test_mixture_page_is_the_account_of_what_was_given(finished: Path, tmp_path: Path):
+    loader = open_loader(finished / "tokens", 64, seed=3)
+    sources = np.bincount(loader.next_rows(70).source, minlength=len(loader.sources))
+    metrics = mixture_page(tmp_path, "0", loader)
+    block = json.loads((tmp_path / "06_mixture_0.json").read_text())
+    assert [row[0] for row in block["rows"]] == list(loader.sources)
+    assert [row[1] for row in block["rows"]] == sources.tolist()
+    packed = {source.name: source for source in open_sources(finished / "tokens", 64)}
+    for name, rows, _, tokens, epochs in block["rows"]:
+        assert epochs == pytest.approx(rows / packed[name].pack.rows, abs=1e-4)
+        assert tokens == round(rows / packed[name].pack.rows * packed[name].pack_tokens)
+        assert metrics[f"mixture/epochs_{name}"] == pytest.approx(epochs, abs=1e-4)
 
 
 def test_directory_without_tokens_is_named(tmp_path: Path):

@@ -91,7 +91,7 @@ def test_each_epoch_gives_each_row_once_in_another_order(sources: list[PackedSou
 @given(
     batches=st.lists(st.sampled_from([4, 8, 12]), min_size=1, max_size=6), seed=st.integers(0, 3)
 )
-@settings(max_examples=15)
+@settings(max_examples=15, deadline=None)
 def test_stream_is_the_same_for_any_world_size(sources, batches, seed):
     alone = loader(sources, seed)
     worlds = {w: [loader(sources, seed) for _ in range(w)] for w in (1, 2, 4)}
@@ -106,7 +106,7 @@ def test_stream_is_the_same_for_any_world_size(sources, batches, seed):
     before=st.lists(st.integers(0, 30), max_size=5),
     after=st.lists(st.integers(1, 30), min_size=1, max_size=4),
 )
-@settings(max_examples=25)
+@settings(max_examples=25, deadline=None)
 def test_resumed_stream_goes_on_where_it_stopped(sources, before, after):
     weights = {
         "web": (WeightPoint(weight=3), WeightPoint(from_tokens=20 * CONTEXT, weight=1)),
@@ -171,12 +171,29 @@ def test_refused_state_leaves_the_stream_where_it_was(sources: list[PackedSource
     assert_same(stream.next_rows(9), untouched.next_rows(9))
 
 
-def test_epoch_cap_is_an_error(sources: list[PackedSource]):
-    source = sources[1]
-    stream = loader([source], max_epochs=2)
-    stream.next_rows(2 * source.pack.rows)
-    with pytest.raises(ConfigError, match="code"):
+def test_epoch_caps_give_way_and_end_with_an_error(sources: list[PackedSource]):
+    stream = loader(sources, max_epochs=2, epoch_caps={"maths": 1})
+    rows = {source.name: source.pack.rows for source in sources}
+    whole = 2 * rows["web"] + 2 * rows["code"] + rows["maths"]
+    assert len(stream.next_rows(whole).ids) == whole
+    assert stream.epochs == {"code": 2, "maths": 1, "web": 2}
+    given = {one.name: one for one in stream.account}
+    assert given["web"].rows == 2 * rows["web"]
+    assert given["web"].tokens == 2 * sources[0].pack_tokens
+    with pytest.raises(ConfigError, match="caps"):
         stream.next_rows(1)
+
+
+def test_epochs_of_curation_weigh_where_no_weights_are_given(sources: list[PackedSource]):
+    plain = loader(sources).next_rows(200)
+    raised = [replace(sources[0], epochs=3.0), replace(sources[1], epochs=0.0), sources[2]]
+    stream = loader(raised)
+    counts = np.bincount(stream.next_rows(200).source, minlength=3)
+    tokens = np.array([0, sources[2].tokens.manifest.tokens, 3 * sources[0].tokens.manifest.tokens])
+    assert np.abs(counts - 200 * tokens / tokens.sum()).max() <= 1
+    with pytest.raises(MismatchError, match="natural_tokens"):
+        stream.load_state_dict(loader(sources).state_dict())
+    assert len(plain.ids) == 200
 
 
 def test_batch_that_does_not_divide_is_an_error(sources: list[PackedSource]):

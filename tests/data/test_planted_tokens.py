@@ -6,17 +6,19 @@ import pytest
 from data_builder import silent_track
 
 from fivefold.data.config import (
-    CorpusConfig,
     MixtureConfig,
     PlantedConfig,
     TokenizerTrainingConfig,
     TokensConfig,
 )
+from fivefold.data.corpus_config import CurateStageConfig
+from fivefold.data.corpus_stage import CurateStage
+from fivefold.data.curate.config import CurateConfig, LanguageConfig
 from fivefold.data.document import Document, document_writer, read_documents
 from fivefold.data.loader import open_loader, read_heldout_rows
 from fivefold.data.packed_source import PackedSource, open_derived, open_sources
 from fivefold.data.planted_tokens import locate_answers, read_planted_rows
-from fivefold.data.stages import CorpusStage, TokenizerStage, TokensStage
+from fivefold.data.stages import TokenizerStage, TokensStage
 from fivefold.data.tokenise import tokenise_corpus
 from fivefold.errors import ConfigError, CorruptFileError, MismatchError, MissingFileError
 from fivefold.metrics import StageMetrics, read_metrics
@@ -24,6 +26,7 @@ from fivefold.stage import Selection, StageContext, run_stages
 from fivefold.text.config import TokenizerConfig
 from fivefold.text.tokenizer import Tokenizer, load_tokenizer
 
+PAGES = CurateConfig(language=LanguageConfig(keep=()), tasks=1)
 CONTEXTS = (256, 512)
 CONFIG = TokensConfig(
     contexts=CONTEXTS,
@@ -40,7 +43,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     corpus = {"corpus": "corpus"}
     run_stages(
         [
-            CorpusStage("corpus", CorpusConfig(profile="fixture")),
+            CurateStage("corpus", CurateStageConfig(profile="fixture", dclm_baseline=PAGES)),
             TokenizerStage("tokenizer", tokenizer, corpus),
             TokensStage("tokens", CONFIG, {**corpus, "tokenizer": "tokenizer"}),
             TokensStage(

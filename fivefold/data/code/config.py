@@ -289,7 +289,7 @@ class IssueConfig(Config):
     """Seed of order and variants."""
 
 
-class CodeConfig(Config):
+class CodeConfig(EngineConfig):
     """The whole code pipeline; None leaves a part out."""
 
     admit: AdmitConfig = AdmitConfig()
@@ -311,14 +311,6 @@ class CodeConfig(Config):
     """Files to texts."""
     issues: IssueConfig | None = IssueConfig()
     """Issue sequences from git histories."""
-    tasks: int = pydantic.Field(default=8, ge=1)
-    """Shares into which repositories are cut; fixed for a run, whatever the workers."""
-    workers: Runtime[int] = pydantic.Field(default=1, ge=1)
-    """Processes at work at once."""
-    page_seconds: Runtime[float] = pydantic.Field(default=60.0, gt=0)
-    """Processor time after which a step gives a file up and quarantines it."""
-    max_quarantined: Share = 0.001
-    """Share of files that may be quarantined before the run fails."""
 
 
 Kind = Literal["code", "data", "markup", "prose"]

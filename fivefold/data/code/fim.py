@@ -12,13 +12,14 @@ beside it (`Marked`), so that a text which spells a mark stays plain text.
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 from typing import Literal, TypeVar
 
 import xxhash
 
 from fivefold.data.code.config import FimConfig
+from fivefold.data.document import Document
 from fivefold.text.tokenizer import Tokenizer
 
 PREFIX = "<|code_prefix|>"
@@ -106,6 +107,45 @@ def restore_text(marked: Marked) -> str:
     head = marked.text[first + len(PREFIX) : second]
     suffix = marked.text[second + len(SUFFIX) : third]
     return head + marked.text[third + len(MIDDLE) :] + suffix
+
+
+def marks_of(document: Document) -> list[tuple[int, str]]:
+    """Return the places of special tokens in a document's text; none where `meta` has no such list.
+
+    `meta` may be a user's, with anything under this name: only the three marks, where they are
+    spelled, count.
+    """
+    marks = document.meta.get("marks")
+    if not isinstance(marks, list):
+        return []
+    found = []
+    for mark in marks:
+        match mark:
+            case [int(place), str(token)] if token in (
+                PREFIX,
+                SUFFIX,
+                MIDDLE,
+            ) and document.text.startswith(token, place):
+                found.append((place, token))
+            case _:
+                return []
+    return found
+
+
+def restore_document(document: Document) -> Document:
+    """Return a packed document with every middle back in its place, and without marks."""
+    marks, pieces, files, place, size = marks_of(document), [], [], 0, 0
+    for file in document.meta["files"]:
+        begin, end = file["begin"], file["end"]
+        own = tuple((at - begin, token) for at, token in marks if begin <= at < end)
+        heading, text = document.text[place:begin], document.text[begin:end]
+        text = restore_text(Marked(text, own))
+        pieces += [heading, text]
+        size += len(heading)
+        files.append({**file, "order": "", "begin": size, "end": size + len(text)})
+        size, place = size + len(text), end
+    meta = {**document.meta, "files": files, "marks": []}
+    return replace(document, text="".join([*pieces, document.text[place:]]), meta=meta)
 
 
 def encode_marked(tokenizer: Tokenizer, text: str, marks: Iterable[tuple[int, str]]) -> list[int]:

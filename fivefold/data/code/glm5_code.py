@@ -16,20 +16,14 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-import xxhash
-
-from fivefold.artifact import read_json, write_json
-from fivefold.config import Config, hash_config
+from fivefold.artifact import write_json
 from fivefold.data.code.config import CodeConfig
 from fivefold.data.code.repository import CodeShard, digest_repository
-from fivefold.data.curate.account import Account, check_chain, read_accounts
+from fivefold.data.curate.account import check_chain
 from fivefold.data.curate.dclm_baseline import Curated, digest_file
+from fivefold.data.curate.run import CurationRun, name_folders
 from fivefold.stage import Track
-
-if TYPE_CHECKING:
-    from datatrove.pipeline.base import PipelineStep
 
 _CHARACTERS_PER_FILE = 1 << 26
 
@@ -49,7 +43,7 @@ def run_glm5_code(
     run = _Run(shards, config, out, track)
     run.read()
     run.filter()
-    files = run.deduplicate()
+    files = run.deduplicate(config.minhash, None, _CHARACTERS_PER_FILE)
     if files:
         run.select(files, run.score(files))
     documents = [*run.pack(), *run.mine_issues()]
@@ -59,10 +53,10 @@ def run_glm5_code(
         check_chain([("issues", run.accounts["issues"])], config.max_quarantined)
     write_json(out / "accounts.json", {name: one.to_json() for name, one in run.accounts.items()})
     write_json(out / "summary.json", run.summary.to_json())
-    return Curated(documents, run.accounts, run.summary, run.empty_shards())
+    return Curated(documents, run.accounts, run.summary, run.empty_shards("read"))
 
 
-class _Run:
+class _Run(CurationRun):
     """The stages one after the other, and the accounts that they leave."""
 
     def __init__(
@@ -70,11 +64,9 @@ class _Run:
     ) -> None:
         from fivefold.data.curate.summary import Summary
 
+        super().__init__(stage_folders(shards, config, out), config, track)
         self.shards, self.config, self.out = shards, config, out
-        self.folders = stage_folders(shards, config, out)
-        self.accounts: dict[str, Account] = {}
         self.summary = Summary()
-        self._track = track
 
     def read(self) -> None:
         """Read files, admit them, name their languages."""
@@ -85,8 +77,8 @@ class _Run:
         reader = ReadRepositories(self.shards, self.config.admit, folder / "reading")
         accounts = folder / "accounts"
         steps = [AdmitFiles(accounts, seconds), IdentifyLanguages(accounts, seconds)]
-        self._execute("read", [reader, *steps, WriteTask(folder / "documents")])
-        self._enter("read", [step.name for step in steps])
+        self.execute("read", [reader, *steps, WriteTask(folder / "documents")])
+        self.enter("read", [step.name for step in steps])
 
     def filter(self) -> None:
         """Apply heuristics, scrub secrets, sort each task's files."""
@@ -101,50 +93,23 @@ class _Run:
             steps.append(FilterCode(config.heuristics, accounts, seconds))
         if config.secrets:
             steps.append(ScrubSecrets(config.secrets, accounts, seconds))
-        reader = ReadDocuments(self._task_files("read"))
-        self._execute("filter", [reader, *steps, WriteSorted(folder / "documents")])
-        self._enter("filter", [step.name for step in steps])
-
-    def deduplicate(self) -> list[Path]:
-        """Drop copies and near-duplicates over all repositories; return the files of the rest."""
-        from fivefold.data.curate.dedup_step import (
-            ChooseKeepers,
-            DropDuplicates,
-            ReadMerged,
-            SignDocuments,
-            WriteDocuments,
-        )
-        from fivefold.data.curate.step import ReadDocuments
-
-        config, tasks, folders = self.config, self.config.tasks, self.folders
-        reader = ReadDocuments(self._task_files("filter"))
-        self._execute("sign", [reader, SignDocuments(config.minhash, folders["sign"])])
-        chooser = ChooseKeepers(config.minhash, folders["sign"], folders["choose"], tasks)
-        self._execute("choose", [chooser], 1)
-        folder = folders["dedup"]
-        drop = DropDuplicates(None, folder / "accounts", config.page_seconds)
-        steps: list[PipelineStep] = [
-            ReadMerged(folders["filter"] / "documents", folders["choose"], tasks),
-            drop,
-            WriteDocuments(folder / "documents", _CHARACTERS_PER_FILE),
-        ]
-        self._execute("dedup", steps, 1)
-        self._enter("dedup", [drop.name], 1)
-        return sorted((folder / "documents").glob("*.jsonl.zst"))
+        reader = ReadDocuments(self.task_files("read"))
+        self.execute("filter", [reader, *steps, WriteSorted(folder / "documents")])
+        self.enter("filter", [step.name for step in steps])
 
     def score(self, files: list[Path]) -> Path:
         """Score every file; return the folder of the scores."""
         from fivefold.data.code.score_step import LearnQuality, ScoreCode
 
         config, folders, seconds = self.config.classifier, self.folders, self.config.page_seconds
-        self._execute("rule", [ScoreCode(files, folders["rule"], seconds)], len(files))
+        self.execute("rule", [ScoreCode(files, folders["rule"], seconds)], len(files))
         if config is None:
             return folders["rule"]
         learner = LearnQuality(files, folders["rule"], folders["learn"] / "models", config)
-        self._execute("learn", [learner], 1)
+        self.execute("learn", [learner], 1)
         models = (folders["learn"] / "models", config.training.max_characters)
         scorer = ScoreCode(files, folders["score"], seconds, models)
-        self._execute("score", [scorer], len(files))
+        self.execute("score", [scorer], len(files))
         return folders["score"]
 
     def select(self, files: list[Path], scores: Path) -> None:
@@ -159,8 +124,8 @@ class _Run:
         accounts, seconds = folder / "accounts", config.page_seconds
         tiers, draw = AssignTiers(plan, accounts, seconds), DrawCopies(plan, accounts, seconds)
         writer = WriteBuckets(folder / "buckets", config.tasks)
-        self._execute("select", [ReadScored(files, scores), tiers, draw, writer], len(files))
-        self._enter("select", [tiers.name, draw.name], len(files))
+        self.execute("select", [ReadScored(files, scores), tiers, draw, writer], len(files))
+        self.enter("select", [tiers.name, draw.name], len(files))
 
     def pack(self) -> list[Path]:
         """Join the files of each repository; return the files of the texts."""
@@ -173,8 +138,8 @@ class _Run:
         )
         writer = WriteTexts(folder / "documents", "code")
         steps = [packer, Summarise(folder / "summary"), writer]
-        self._execute("pack", steps)
-        self._enter("pack", [packer.name])
+        self.execute("pack", steps)
+        self.enter("pack", [packer.name])
         return self._finish("pack", "code")
 
     def mine_issues(self) -> list[Path]:
@@ -190,15 +155,9 @@ class _Run:
         )
         writer = WriteTexts(folder / "documents", "issues")
         steps = [miner, Summarise(folder / "summary"), writer]
-        self._execute("issues", steps)
-        self._enter("issues", [miner.name])
+        self.execute("issues", steps)
+        self.enter("issues", [miner.name])
         return self._finish("issues", "issues")
-
-    def empty_shards(self) -> list[str]:
-        """Return the repositories in which there was no file."""
-        folder = self.folders["read"] / "reading"
-        tasks = (read_json(folder / f"{task:05d}.json") or {} for task in range(self.config.tasks))
-        return sorted(name for task in tasks for name in task.get("empty", []))
 
     def _finish(self, stage: str, kind: str) -> list[Path]:
         from fivefold.data.code.pack_step import text_file
@@ -208,26 +167,6 @@ class _Run:
         self.summary.add(read_summary(folder / "summary", self.config.tasks).to_json())
         documents = folder / "documents"
         return [text_file(documents, kind, task) for task in range(self.config.tasks)]
-
-    def _task_files(self, stage: str) -> list[Path]:
-        from fivefold.data.curate.dedup_step import task_file
-
-        folder = self.folders[stage] / "documents"
-        return [task_file(folder, task) for task in range(self.config.tasks)]
-
-    def _execute(
-        self, stage: str, steps: Sequence["PipelineStep"], tasks: int | None = None
-    ) -> None:
-        """Run a stage's tasks that have not been finished."""
-        from fivefold.data.curate.executor import run_tasks
-
-        tasks, log = tasks or self.config.tasks, self.folders[stage] / "log"
-        run_tasks(stage, steps, tasks, min(tasks, self.config.workers), log, self._track)
-
-    def _enter(self, stage: str, names: Sequence[str], tasks: int | None = None) -> None:
-        accounts = self.folders[stage] / "accounts"
-        for name in names:
-            self.accounts[name] = read_accounts(accounts / name, tasks or self.config.tasks)
 
 
 def stage_folders(shards: Sequence[CodeShard], config: CodeConfig, out: Path) -> dict[str, Path]:
@@ -239,7 +178,7 @@ def stage_folders(shards: Sequence[CodeShard], config: CodeConfig, out: Path) ->
     """
     facts = [{**asdict(one), "path": digest_repository(one)} for one in shards]
     begin = [str(config.tasks), json.dumps(facts, sort_keys=True)]
-    parts: dict[str, list[Config | None]] = {
+    parts = {
         "read": [config.admit],
         "filter": [config.heuristics, config.secrets],
         "sign": [config.minhash],
@@ -251,18 +190,6 @@ def stage_folders(shards: Sequence[CodeShard], config: CodeConfig, out: Path) ->
         "select": [config.tiers, config.sampling],
         "pack": [config.pack],
     }
-    folders, state = {}, begin
-    for name, configs in parts.items():
-        state = [_digest([*state, name, *map(_hash, configs)])]
-        folders[name] = out / f"{name}-{state[0][:16]}"
     dump = digest_file(config.issues.dump) if config.issues else ""
-    issues = _digest([*begin, "issues", _hash(config.issues), _hash(config.secrets), dump])
-    return {**folders, "issues": out / f"issues-{issues[:16]}"}
-
-
-def _hash(config: Config | None) -> str:
-    return hash_config(config) if config else ""
-
-
-def _digest(values: Sequence[str]) -> str:
-    return xxhash.xxh3_128_hexdigest(json.dumps(values).encode())
+    issues = name_folders(begin, {"issues": [config.issues, config.secrets, dump]}, out)
+    return {**name_folders(begin, parts, out), **issues}

@@ -18,10 +18,10 @@ from fivefold.data.curate.classifier import load_classifier
 from fivefold.data.curate.config import QualityClassifierConfig
 from fivefold.data.curate.step import JudgeStep, document_to_page, time_limit
 from fivefold.data.curate.verdict import Verdict
-from fivefold.data.document import read_documents
+from fivefold.data.document import Document, read_documents
 from fivefold.errors import CorruptFileError
 
-_FAILED = -1.0
+FAILED = -1.0
 """Score of a document on which the model failed; no probability is below 0."""
 
 
@@ -58,6 +58,11 @@ class ScoreDocuments(PipelineStep):
         self.out = str(out)
         self.page_seconds = page_seconds
 
+    def prepare(self) -> Callable[[Document], float]:
+        """Return what scores the documents of one task; called once, in the worker."""
+        score = load_classifier(self.config.model, self.config.label)
+        return lambda document: score(document.text)
+
     def run(
         self, data: Iterable[Page] | None = None, rank: int = 0, world_size: int = 1
     ) -> Iterator[Page]:
@@ -65,16 +70,16 @@ class ScoreDocuments(PipelineStep):
         import pyarrow as arrow
         import pyarrow.parquet as parquet
 
-        score = load_classifier(self.config.model, self.config.label)
+        score = self.prepare()
         ids, scores = [], []
         for document in read_documents(Path(self.documents[rank])):
             ids.append(document.id)
             try:
                 with time_limit(self.page_seconds):
-                    scores.append(score(document.text))
+                    scores.append(score(document))
             # `DropLowScores` quarantines it, so that the document is in the accounts.
             except Exception:  # noqa: BLE001
-                scores.append(_FAILED)
+                scores.append(FAILED)
         columns = {"id": arrow.array(ids, arrow.string()), "quality": np.array(scores, np.float32)}
         with atomic_write(score_file(Path(self.out), Path(self.documents[rank]))) as partial:
             parquet.write_table(arrow.table(columns), partial, compression="zstd")

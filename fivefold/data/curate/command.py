@@ -1,8 +1,9 @@
 """What `fivefold data run`, `stats`, `inspect` and `train-classifier` do.
 
 A run leaves in its directory: `run.json` (recipe, config, sources), `accounts.json`,
-`summary.json`, the shards in `documents/`, blocks for the report in `page/`, and a folder for each
-stage, which the next launch goes on from. `stats` and `inspect` read those files alone.
+`summary.json`, `tiers.json` where there are tiers, the shards in `documents/`, blocks for the
+report in `page/`, and a folder for each stage, which the next launch goes on from. `stats` and
+`inspect` read those files alone.
 """
 
 import os
@@ -33,6 +34,9 @@ from fivefold.stage import Track
 
 if TYPE_CHECKING:
     from fivefold.data.curate.dclm_baseline import Curated
+
+_BYTES_PER_TOKEN = 4
+"""Of English with a vocabulary of 32 thousand, about; only for what is shown."""
 
 DEFAULT_SOURCES = (
     "anarchism",
@@ -109,6 +113,9 @@ def run_curation(
         FivefoldError: as the recipe and the sources do.
     """
     _claim(out, name)
+    if "cache_dir" in type(config).model_fields:
+        # A recipe that downloads more than its sources.
+        config = config.model_copy(update={"cache_dir": cache_dir})
     shards = recipe.find(sources or recipe.default_sources, cache_dir)
     console.out(f"{name}: {_describe(shards, recipe.unit)}", highlight=False)
     write_json(
@@ -204,6 +211,8 @@ def show_stats(out: Path, console: Console) -> None:
         for column in table.columns[1 if table is funnel else 2 :]:
             column.justify = "right"
         console.print(table)
+    if (tiers := read_json(out / "tiers.json")) is not None:
+        console.print(_tier_table(tiers))
     for name in ("languages", "sources", "lengths"):
         shown = list(summary[name].items())[:12]
         line = ", ".join(f"{key}: {count:,}" for key, count in shown) or "none"
@@ -212,6 +221,22 @@ def show_stats(out: Path, console: Console) -> None:
         f"{summary['documents']:,} documents, {summary['characters'] / 1e6:.3f} M characters",
         highlight=False,
     )
+
+
+def _tier_table(tiers: Mapping[str, Mapping[str, float]]) -> Table:
+    """Return documents and bytes of each tier, and what its epochs make of them."""
+    table = Table("tier", "documents", "MB", "epochs", "MB seen", "M tokens seen", title="Tiers")
+    rows = [(name, one["documents"], one["bytes"], one["epochs"]) for name, one in tiers.items()]
+    for name, documents, size, epochs in rows:
+        seen = size * epochs / 1e6
+        cells = f"{documents:,.0f}", f"{size / 1e6:.3f}", f"{epochs:g}", f"{seen:.3f}"
+        table.add_row(name, *cells, f"{seen / _BYTES_PER_TOKEN:.3f}")
+    whole, seen = sum(row[2] for row in rows) / 1e6, sum(row[2] * row[3] for row in rows) / 1e6
+    cells = f"{sum(row[1] for row in rows):,.0f}", f"{whole:.3f}", "", f"{seen:.3f}"
+    table.add_row("all", *cells, f"{seen / _BYTES_PER_TOKEN:.3f}", style="bold")
+    for column in table.columns[1:]:
+        column.justify = "right"
+    return table
 
 
 def show_dropped(out: Path, reason: str, count: int, console: Console) -> None:

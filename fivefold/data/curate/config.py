@@ -270,8 +270,21 @@ class ClassifierTrainingConfig(Config):
     """Seed of the training."""
 
 
-class CurateConfig(Config):
-    """The whole web pipeline; None leaves a part out."""
+class EngineConfig(Config):
+    """How a recipe's tasks are cut and run."""
+
+    tasks: int = pydantic.Field(default=8, ge=1)
+    """Shares into which the input files are cut; fixed for a run, whatever the workers."""
+    workers: Runtime[int] = pydantic.Field(default=1, ge=1)
+    """Processes at work at once."""
+    page_seconds: Runtime[float] = pydantic.Field(default=60.0, gt=0)
+    """Time after which a step gives a page up and quarantines it."""
+    max_quarantined: Share = 0.001
+    """Share of pages that may be quarantined before the run fails."""
+
+
+class PageConfig(EngineConfig):
+    """From raw pages to distinct texts, in DCLM-Baseline's order; None leaves a part out."""
 
     extract: ExtractConfig = ExtractConfig()
     """Read raw pages as text; documents pass through."""
@@ -285,16 +298,13 @@ class CurateConfig(Config):
     """Drop near-duplicates over the whole corpus; exact copies always go."""
     bloom: BloomConfig | None = BloomConfig()
     """Drop repeated paragraphs and pages over the whole corpus."""
+
+
+class CurateConfig(PageConfig):
+    """DCLM-Baseline: pages, then the best of them."""
+
     classifier: QualityClassifierConfig | None = None
     """Keep the documents that a classifier finds good."""
-    tasks: int = pydantic.Field(default=8, ge=1)
-    """Shares into which the input files are cut; fixed for a run, whatever the workers."""
-    workers: Runtime[int] = pydantic.Field(default=1, ge=1)
-    """Processes at work at once."""
-    page_seconds: Runtime[float] = pydantic.Field(default=60.0, gt=0)
-    """Time after which a step gives a page up and quarantines it."""
-    max_quarantined: Share = 0.001
-    """Share of pages that may be quarantined before the run fails."""
 
 
 class CurateStageConfig(Config):

@@ -15,41 +15,77 @@ _MOST_LANGUAGES = 20
 
 
 def curation_page(folder: Path, accounts: Mapping[str, Account], summary: "Summary") -> None:
-    """Write the blocks of a finished run of curation into `folder`."""
+    """Write the blocks of a finished run of one recipe into `folder`."""
+    recipe_blocks(folder, accounts)
+    corpus_blocks(folder, summary, {})
+
+
+def recipe_blocks(
+    folder: Path,
+    accounts: Mapping[str, Account],
+    recipe: str = "",
+    number: int = 0,
+    *,
+    is_chain: bool = True,
+) -> None:
+    """Write a recipe's funnel, reasons and dropped samples; `number` is its place on the page.
+
+    Without a chain every step sees all documents, and there is no funnel but a choice for each.
+    """
     first = next(iter(accounts.values()))
+    title, suffix = (f"{recipe}: ", f"_{recipe}") if recipe else ("", "")
+    steps = {name if not is_chain else f"after {name}": a for name, a in accounts.items()}
     write_block(
         folder,
-        "01_funnel",
+        f"0{number}1_funnel{suffix}",
         "bars",
-        "Pages left after each step",
+        f"{title}{'documents left after each step' if is_chain else 'documents used'}",
         "What comes in is kept, dropped for a reason, or quarantined with a trace.",
         x_label="step",
         y_label="documents",
         bars=[
-            {"name": "pages in", "value": first.documents_in},
-            *({"name": f"after {name}", "value": a.documents_out} for name, a in accounts.items()),
+            {"name": "documents in", "value": first.documents_in},
+            *({"name": name, "value": one.documents_out} for name, one in steps.items()),
         ],
     )
     write_block(
         folder,
-        "02_reasons",
+        f"0{number}2_reasons{suffix}",
         "table",
-        "What was dropped, and why",
+        f"{title}what was dropped, and why",
         "The share is of the documents that came into that step; of edits, their characters.",
         columns=["step", "reason", "count", "share, %"],
         rows=reason_rows(accounts),
     )
-    facts = summary.to_json()
-    languages = list(facts["languages"].items())
     write_block(
         folder,
-        "03_languages",
+        f"5{number}_dropped{suffix}",
+        "samples",
+        f"{title}dropped, as it read",
+        "A few documents or spans for each reason; the rule's span stands between brackets.",
+        samples=[
+            {"label": reason, "prompt": f"{sample['url']} ", "text": mark(sample)}
+            for account in accounts.values()
+            for reason, samples in sorted(account.samples.items())
+            for sample in samples[:_SAMPLES_PER_REASON]
+        ],
+    )
+
+
+def corpus_blocks(
+    folder: Path, summary: "Summary", tiers: Mapping[str, Mapping[str, float]]
+) -> None:
+    """Write what the documents that stayed are: languages, lengths, tiers."""
+    facts = summary.to_json()
+    write_block(
+        folder,
+        "12_languages",
         "bars",
         "Languages",
         "Documents that stayed, by language.",
         x_label="language",
         y_label="documents",
-        bars=_bars(languages[:_MOST_LANGUAGES]),
+        bars=_bars(list(facts["languages"].items())[:_MOST_LANGUAGES]),
     )
     write_block(
         folder,
@@ -61,19 +97,19 @@ def curation_page(folder: Path, accounts: Mapping[str, Account], summary: "Summa
         y_label="documents",
         bars=_bars(list(facts["lengths"].items())),
     )
-    write_block(
-        folder,
-        "50_dropped",
-        "samples",
-        "Dropped, as it read",
-        "A few documents or spans for each reason; the rule's span stands between brackets.",
-        samples=[
-            {"label": reason, "prompt": f"{sample['url']} ", "text": mark(sample)}
-            for account in accounts.values()
-            for reason, samples in sorted(account.samples.items())
-            for sample in samples[:_SAMPLES_PER_REASON]
-        ],
-    )
+    if tiers:
+        write_block(
+            folder,
+            "14_tiers",
+            "table",
+            "Tiers of quality",
+            "Training text by tier; epochs are how often the recipe wants it seen.",
+            columns=["tier", "documents", "MB", "epochs"],
+            rows=[
+                [name, one["documents"], round(one["bytes"] / 1e6, 3), one["epochs"]]
+                for name, one in tiers.items()
+            ],
+        )
 
 
 def _bars(counts: list[tuple[str, int]]) -> list[dict[str, str | int]]:

@@ -184,7 +184,7 @@ class RepositoryConfig(Config):
     """Most of the context that one file may fill; a longer one is left out."""
 
 
-class LongConfig(Config):
+class LongConfig(EngineConfig):
     """The whole recipe; None leaves a method out."""
 
     extract: ExtractConfig = ExtractConfig()
@@ -215,11 +215,3 @@ class LongConfig(Config):
     """Repositories, from documents whose language is one of programming."""
     seed: int = pydantic.Field(default=0, ge=0)
     """Seed of every choice."""
-    tasks: int = pydantic.Field(default=8, ge=1)
-    """Shares into which the work is cut; fixed for a run, whatever the workers."""
-    workers: Runtime[int] = pydantic.Field(default=1, ge=1)
-    """Processes at work at once."""
-    page_seconds: Runtime[float] = pydantic.Field(default=60.0, gt=0)
-    """Time after which reading gives a page up and quarantines it."""
-    max_quarantined: Share = 0.001
-    """Share of documents that may be quarantined before the run fails."""

@@ -5,7 +5,8 @@ from random import Random
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fivefold.data.code.config import FimConfig
+from fivefold.data.code.concatenate import PackedFile, pack_repository, unpack
+from fivefold.data.code.config import FimConfig, PackConfig
 from fivefold.data.code.fim import (
     MIDDLE,
     PREFIX,
@@ -14,10 +15,13 @@ from fivefold.data.code.fim import (
     cut,
     encode_marked,
     fill_in_middle,
+    marks_of,
     rearrange,
     restore,
+    restore_document,
     restore_text,
 )
+from fivefold.data.document import Document
 from fivefold.text.tokenizer import Tokenizer
 
 ALWAYS = FimConfig(rate=1.0, min_characters=3)
@@ -91,3 +95,22 @@ def test_marks_become_special_tokens_and_their_spelling_does_not(tokenizer: Toke
         assert [one for one in ids if one in special] == special
         places = [ids.index(one) for one in special]
         assert tokenizer.decode(restore(ids, places)).encode() == text.encode()
+
+
+@given(st.lists(TEXTS, min_size=1, max_size=4), st.text(max_size=8))
+def test_packed_documents_are_restored_with_their_files_in_place(texts: list[str], key: str):
+    """Headings stay, every file reads as before, and a mark that a text spells is left alone."""
+    pack = PackConfig(fim=FimConfig(rate=0.5, min_characters=3))
+    files = [PackedFile(f"{key}{n}", f"f{n}.txt", "python", text) for n, text in enumerate(texts)]
+    (packed,) = pack_repository("r", files, pack)
+    assert marks_of(packed) == [tuple(mark) for mark in packed.meta["marks"]]
+    plain = restore_document(packed)
+    assert unpack(plain) == unpack(packed) == [(f"f{n}.txt", t) for n, t in enumerate(texts)]
+    assert marks_of(plain) == []
+
+
+def test_foreign_marks_are_no_marks():
+    text = f"a{PREFIX}b"
+    for marks in ("x", [[1]], [["1", PREFIX]], [[0, PREFIX]], [[1, "<|user|>"]], [[1, PREFIX], 7]):
+        assert marks_of(Document("id", text, "s", meta={"marks": marks})) == []
+    assert marks_of(Document("id", text, "s", meta={"marks": [[1, PREFIX]]})) == [(1, PREFIX)]

@@ -1,0 +1,90 @@
+"""Decontamination as steps of datatrove: an index built once, then every document against it.
+
+Any recipe takes it in two lines: a stage of one task with `BuildBenchmarkIndex`, and
+`Decontaminate` among the steps of a later one. `decontamination_parts` is what the names of both
+stages' folders depend on.
+"""
+
+import logging
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+from datatrove.data import Document as Page
+from datatrove.pipeline.base import PipelineStep
+
+from fivefold.artifact import write_json
+from fivefold.config import hash_config
+from fivefold.data.curate.benchmark import digest_benchmarks, find_benchmarks, read_items
+from fivefold.data.curate.decontaminate import build_index, decontaminate, read_index, write_index
+from fivefold.data.curate.decontaminate_config import DecontaminationConfig
+from fivefold.data.curate.step import JudgeStep
+from fivefold.data.curate.verdict import Verdict
+from fivefold.errors import ConfigError
+
+logger = logging.getLogger(__name__)
+
+_INDEX = "benchmarks.npz"
+
+
+def decontamination_parts(config: DecontaminationConfig | None) -> list[str]:
+    """Return what decides the outcome: the config without paths, and the files' contents.
+
+    Raises:
+        MissingFileError, ConfigError: as `find_benchmarks`.
+    """
+    if config is None:
+        return []
+    rule = config.model_copy(update={"benchmarks": ("any",)})
+    return [hash_config(rule), digest_benchmarks(config.benchmarks)]
+
+
+class BuildBenchmarkIndex(PipelineStep):
+    """Read all benchmark files and write their index; one task."""
+
+    name = "benchmarks"
+    type = "fivefold"
+
+    def __init__(self, config: DecontaminationConfig, out: Path) -> None:
+        """Write `OUT/benchmarks.npz`, and `OUT/benchmarks.json` with the counts."""
+        super().__init__()
+        self.config = config
+        self.out = str(out)
+
+    def run(
+        self, data: Iterable[Page] | None = None, rank: int = 0, world_size: int = 1
+    ) -> Iterator[Page]:
+        """Write the index; nothing goes on from here.
+
+        Raises:
+            CorruptFileError: a file is not of the kind that its name says.
+            ConfigError: the files hold no item.
+        """
+        files = find_benchmarks(self.config.benchmarks)
+        items = (item for file in files for item in read_items(file))
+        index, counts = build_index(items, self.config)
+        if not len(index.hashes):
+            raise ConfigError(
+                expected=f"a question of {self.config.min_words} words in `benchmarks`",
+                found=f"{len(index.items):,} items in {len(files):,} files, none long enough",
+                fix="Correct `benchmarks`; fields such as `question` or `prompt` are read",
+            )
+        write_index(index, Path(self.out) / _INDEX)
+        write_json(Path(self.out) / "benchmarks.json", counts)
+        yield from ()
+
+
+class Decontaminate(JudgeStep):
+    """Drop the documents that hold an item of a benchmark, or cut it out."""
+
+    def __init__(
+        self, config: DecontaminationConfig, index: Path, accounts: Path, page_seconds: float
+    ) -> None:
+        """See `JudgeStep`; `index` is the folder that `BuildBenchmarkIndex` wrote into."""
+        super().__init__("benchmarks", accounts, page_seconds)
+        self.config = config
+        self.index = str(index)
+
+    def prepare(self) -> Callable[[Page], Verdict]:
+        """Read the index."""
+        index = read_index(Path(self.index) / _INDEX)
+        return lambda page: decontaminate(page.text, index, self.config)

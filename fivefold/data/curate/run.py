@@ -1,0 +1,113 @@
+"""A run of curation: its stages' folders, what their tasks leave, and de-duplication in the middle.
+
+What the recipes have in common. A stage is a list of datatrove steps in a folder of its own, named
+by a hash of its configs and of all that went into it: so a relaunch redoes only tasks that did not
+finish, a changed config only what is downstream, and a changed input everything.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import xxhash
+
+from fivefold.artifact import read_json
+from fivefold.config import Config, hash_config
+from fivefold.data.curate.account import Account, read_accounts
+from fivefold.data.curate.config import BloomConfig, EngineConfig, MinHashConfig
+from fivefold.stage import Track
+
+if TYPE_CHECKING:
+    from datatrove.pipeline.base import PipelineStep
+
+
+class CurationRun:
+    """Executes stages one after the other and collects the accounts that they leave."""
+
+    def __init__(
+        self, folders: Mapping[str, Path], config: EngineConfig, track: Track | None
+    ) -> None:
+        """Work in `folders`, by stage."""
+        self.folders = folders
+        self.accounts: dict[str, Account] = {}
+        self._config = config
+        self._track = track
+
+    def execute(
+        self, stage: str, steps: Sequence["PipelineStep"], tasks: int | None = None
+    ) -> None:
+        """Run a stage's tasks that have not been finished."""
+        from fivefold.data.curate.executor import run_tasks
+
+        tasks, log = tasks or self._config.tasks, self.folders[stage] / "log"
+        run_tasks(stage, steps, tasks, min(tasks, self._config.workers), log, self._track)
+
+    def enter(self, stage: str, names: Sequence[str], tasks: int | None = None) -> None:
+        """Collect the accounts of a stage's steps."""
+        accounts = self.folders[stage] / "accounts"
+        for name in names:
+            self.accounts[name] = read_accounts(accounts / name, tasks or self._config.tasks)
+
+    def task_files(self, stage: str) -> list[Path]:
+        """Return the files of documents that a stage's tasks write."""
+        from fivefold.data.curate.dedup_step import task_file
+
+        folder = self.folders[stage] / "documents"
+        return [task_file(folder, task) for task in range(self._config.tasks)]
+
+    def empty_shards(self, stage: str) -> list[str]:
+        """Return the shards in which the readers of a stage found nothing."""
+        folder = self.folders[stage] / "reading"
+        tasks = (read_json(folder / f"{task:05d}.json") or {} for task in range(self._config.tasks))
+        return sorted(name for task in tasks for name in task.get("empty", []))
+
+    def deduplicate(
+        self, minhash: MinHashConfig | None, bloom: BloomConfig | None, characters_per_file: int
+    ) -> list[Path]:
+        """Drop copies, near-duplicates and what was seen before, over the whole of `filter`.
+
+        Uses the folders `filter`, `sign`, `choose` and `dedup`; returns the files of what is left,
+        in the order of ids, and leaves a summary of it.
+        """
+        from fivefold.data.curate.dedup_step import (
+            ChooseKeepers,
+            DropDuplicates,
+            ReadMerged,
+            SignDocuments,
+            WriteDocuments,
+        )
+        from fivefold.data.curate.step import ReadDocuments
+        from fivefold.data.curate.summary import Summarise
+
+        tasks, folders = self._config.tasks, self.folders
+        reader = ReadDocuments(self.task_files("filter"))
+        self.execute("sign", [reader, SignDocuments(minhash, folders["sign"])])
+        chooser = ChooseKeepers(minhash, folders["sign"], folders["choose"], tasks)
+        self.execute("choose", [chooser], 1)
+        folder = folders["dedup"]
+        drop = DropDuplicates(bloom, folder / "accounts", self._config.page_seconds)
+        steps: list[PipelineStep] = [
+            ReadMerged(folders["filter"] / "documents", folders["choose"], tasks),
+            drop,
+            Summarise(folder / "summary"),
+            WriteDocuments(folder / "documents", characters_per_file),
+        ]
+        self.execute("dedup", steps, 1)
+        self.enter("dedup", [drop.name], 1)
+        return sorted((folder / "documents").glob("*.jsonl.zst"))
+
+
+def name_folders(
+    begin: Sequence[str], parts: Mapping[str, Sequence[Config | object]], out: Path
+) -> dict[str, Path]:
+    """Return each stage's folder, named by `begin` and by the parts of it and of those before it.
+
+    `begin` says what comes in; parts are configs, or values that are JSON.
+    """
+    state, folders = list(begin), {}
+    for name, values in parts.items():
+        hashes = [hash_config(one) if isinstance(one, Config) else one for one in values]
+        state = [xxhash.xxh3_128_hexdigest(json.dumps([*state, name, *hashes]).encode())]
+        folders[name] = out / f"{name}-{state[0][:16]}"
+    return folders
