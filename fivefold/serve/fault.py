@@ -7,6 +7,7 @@ log. Also here: how a route learns that its client has gone.
 
 import asyncio
 import logging
+import re
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
@@ -40,6 +41,10 @@ def error_body(
     return {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
 
+_VARIANTS = {"body", "str", "int", "float", "bool"}
+"""Words in a path that the client did not write."""
+
+
 def answer_fault(error: Exception) -> JSONResponse:
     """Return the response to an error."""
     match error:
@@ -69,7 +74,7 @@ def add_handlers(app: FastAPI) -> None:
     async def on_invalid(_: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError), "registered for nothing else"
         first = error.errors()[0]
-        param = ".".join(str(part) for part in first["loc"] if part != "body")
+        param = ".".join(str(part) for part in first["loc"] if _is_field(part))
         if first["type"] == "json_invalid":
             return JSONResponse(error_body(f"The body is not JSON: {first['ctx']['error']}"), 400)
         message = f"`{param}`: {first['msg']}" if param else str(first["msg"])
@@ -89,6 +94,13 @@ def add_handlers(app: FastAPI) -> None:
     app.add_exception_handler(FivefoldError, on_fault)
     app.add_exception_handler(ClientGoneError, on_gone)
     app.add_exception_handler(Exception, on_fault)
+
+
+def _is_field(part: str | int) -> bool:
+    """Is a part of pydantic's path a field or an index, and not the variant of a union?"""
+    if isinstance(part, int):
+        return True
+    return re.fullmatch(r"[a-z_]+", part) is not None and part not in _VARIANTS
 
 
 async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:

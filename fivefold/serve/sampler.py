@@ -82,12 +82,14 @@ def log_distribution(logits_MW: Tensor, settings: Sequence[SamplingParams]) -> T
     if any(params.top_k or params.top_p < 1 for params in settings):
         logits_MW = _truncate(logits_MW, settings)
     log_p_MW = logits_MW.log_softmax(-1)
-    if any(params.min_p for params in settings):
-        least_M = log_p_MW.new_tensor(
-            [math.log(params.min_p) if params.min_p else -math.inf for params in settings]
-        )
-        floor_M1 = log_p_MW.amax(-1, keepdim=True) + least_M[:, None]
-        log_p_MW = log_p_MW.masked_fill(log_p_MW < floor_M1, -math.inf).log_softmax(-1)
+    cut = [row for row, params in enumerate(settings) if params.min_p]
+    if cut:
+        # These rows alone: to normalise again what is normalised would move others' last bits.
+        least_M1 = log_p_MW.new_tensor([[math.log(settings[row].min_p)] for row in cut])
+        part_MW = log_p_MW[cut]
+        floor_M1 = part_MW.amax(-1, keepdim=True) + least_M1
+        log_p_MW = log_p_MW.clone()
+        log_p_MW[cut] = part_MW.masked_fill(part_MW < floor_M1, -math.inf).log_softmax(-1)
     greedy = [row for row, params in enumerate(settings) if params.temperature == 0]
     if greedy:
         log_p_MW = log_p_MW.clone()

@@ -86,6 +86,24 @@ def test_bad_chats_are_refused(server: Live, fields: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
+    ("path", "body", "param"),
+    [
+        (CHAT, {"messages": USER, "tool_choice": "sometimes"}, "tool_choice"),
+        (CHAT, {"messages": USER, "stop": 5}, "stop"),
+        (
+            "/generate",
+            {"input_ids": [1], "sampling_params": {"max_new_tokens": -5}},
+            "sampling_params.max_new_tokens",
+        ),
+    ],
+)
+def test_a_refusal_names_the_field_as_the_client_wrote_it(
+    server: Live, path: str, body: dict[str, Any], param: str
+) -> None:
+    assert fail(server, path, body)["param"] == param
+
+
+@pytest.mark.parametrize(
     "body",
     [
         {},

@@ -112,6 +112,16 @@ def test_rows_do_not_depend_on_their_neighbours(params: SamplingParams) -> None:
     assert alone.raw_M[0] == together.raw_M[-1]
 
 
+@pytest.mark.parametrize("params", SETTINGS)
+def test_last_bits_do_not_depend_on_neighbours_either(params: SamplingParams) -> None:
+    logits = torch.randn(60, 512, generator=torch.Generator().manual_seed(0)) * 3
+    mine = [params] * 30
+    others = [SETTINGS[place % len(SETTINGS)] for place in range(30)]
+    alone = log_distribution(logits[:30], mine)
+    among = log_distribution(logits, [*mine, *others])
+    assert torch.equal(alone, among[:30])
+
+
 @pytest.mark.parametrize("params", SETTINGS[:6])
 def test_drawn_frequencies_pass_a_chi_square_test(params: SamplingParams) -> None:
     draws = 6000
