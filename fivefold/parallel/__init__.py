@@ -6,6 +6,10 @@ buckets), `zero` (`Sharding`, what optimizer and step know of it, and stages 0 t
 3), `muon` (owners of matrices), `saver` (states that any mesh can load), `failure` (first cause),
 `launch` (torchrun). How it meets a training is in `train.data_parallel`.
 
+A model in parts is read as `sequence` (whole or own tokens), `vocabulary`, `tensor_attention`,
+`expert_exchange`, `expert` (the dispatcher), `tensor` (`SplitModel` puts them around a model) and
+`tensor_rows` (`SplitRows`: its gradients and weights by rows).
+
 A new axis asks `mesh.group("tp")` for its ranks, sends through `collectives`, and is tested in
 `tests/parallel` with a `Team` of processes on the tiny model of `tiny_training`. May import
 `models`, `ops`, `plan` and the foundation; never `train`: the loss and the numbers of the update

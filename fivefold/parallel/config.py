@@ -13,12 +13,13 @@ import pydantic
 
 from fivefold.config import Config
 from fivefold.errors import ConfigError
+from fivefold.plan.make_schedule import NAMES
 
 AXES = ("pp", "dp", "fsdp", "cp", "tp")
 """The axes that span the processes, outer to inner."""
 DATA_AXES = ("dp", "fsdp")
 """The axes whose ranks see different rows."""
-TRAINED_AXES = DATA_AXES
+TRAINED_AXES = ("pp", *DATA_AXES)
 """The axes over which `fivefold run` spreads a training."""
 
 
@@ -37,6 +38,17 @@ class ParallelConfig(Config):
     """Ranks that share the layers."""
     ep: int = pydantic.Field(default=1, gt=0)
     """Ranks that share the experts of a layer; folds over dp, fsdp, cp and tp."""
+    schedule: str = "1f1b"
+    """Order of the pipeline's work: 1f1b, interleaved, zb_h1, zb_h2, zb_v, v_half, v_min or
+    automatic."""
+    chunks: int = pydantic.Field(default=2, gt=0)
+    """Pipeline stages a rank of `interleaved`."""
+    pieces: tuple[pydantic.PositiveInt, ...] | None = None
+    """Pieces of each pipeline stage: embedding, layers, MTP layer and head; None: equal work."""
+    mtp_stage: Literal["before_last", "last"] | None = None
+    """Pipeline stage of the MTP layer, the one before the head's or the head's; None: by work."""
+    deferred_bytes: int | None = pydantic.Field(default=None, gt=0)
+    """Most bytes a pipeline stage keeps for weight gradients that are put off; None: no limit."""
     zero: Literal[0, 1, 2, 3] | None = None
     """What data ranks shard: nothing (0), optimizer state (1), gradients too (2), weights too (3);
     None: 3 where `fsdp` is above 1, else 1."""
@@ -81,6 +93,18 @@ class ParallelConfig(Config):
                 expected="`zero=3` with `fsdp` above 1, which shards the weights",
                 found=f"`zero={self.zero}`",
                 fix="Leave `zero` out, or spread the ranks over `dp` instead of `fsdp`",
+            )
+        if self.pp > 1 and self.zero_stage > 1:
+            raise ConfigError(
+                expected="`zero` 0 or 1 and no `fsdp` with `pp` above 1",
+                found=f"`zero={self.zero_stage}`",
+                fix=f"Set `zero=1`, and `dp={self.data}` in the place of `fsdp`",
+            )
+        if self.schedule not in NAMES:
+            raise ConfigError(
+                expected="the name of a pipeline schedule",
+                found=f"`schedule={self.schedule}`",
+                fix=f"Choose one of {', '.join(NAMES)}",
             )
         if self.zero == 3 and self.fsdp == 1:
             raise ConfigError(

@@ -77,14 +77,6 @@ def dispatcher(way: Flat | TwoLevels, experts: int, layer: int = 0) -> Dispatche
     return dispatch
 
 
-def exchanged_bytes(remote: int, width: int, element_bytes: int, weight_bytes: int) -> float:
-    """Return what a rank sends for `remote` pairs of other ranks' experts in one forward's way out.
-
-    Their rows and router weights; the way back has the rows alone, of the pairs that were received.
-    """
-    return remote * (width * element_bytes + weight_bytes)
-
-
 def _experts_of(counts: list[list[int]], like: Tensor) -> Tensor:
     """Return the expert of each received row, counted on this rank, [R, 1]."""
     numbers = torch.tensor(counts, device=like.device).flatten()

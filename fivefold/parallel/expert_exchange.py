@@ -134,7 +134,7 @@ def exchange_counts(counts_E: Tensor, group: Group, layer: int) -> Counts:
     for sender, row in zip(group.ranks, received, strict=True):
         if row[:3] != [sender, own, layer]:
             raise MismatchError(
-                expected=f"rank {sender}'s tokens for rank {own} in MoE layer {layer} over {group.name}",
+                expected=f"rank {sender}'s tokens for rank {own} in MoE layer {layer}",
                 found=f"those of rank {row[0]} for rank {row[1]} in MoE layer {row[2]}",
                 fix="Give every rank the same mesh, model and number of microbatches",
             )

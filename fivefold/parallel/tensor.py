@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, Shard
 
 from fivefold.errors import ConfigError
 from fivefold.models.config import ModelConfig
@@ -106,7 +107,7 @@ class SplitModel:
     def __init__(
         self, model: Transformer, mesh: Mesh, *, ranks_per_node: int | None = None
     ) -> None:
-        """Cut a copy of `model`; `release` empties `model` itself.
+        """Cut a copy of `model`; `release` empties `model` itself, all but its buffers.
 
         `ranks_per_node` asks for exchanges of tokens in two levels, within nodes and across.
 
@@ -124,6 +125,9 @@ class SplitModel:
             cut = self.cuts[name]
             if cut is not None:
                 parameter.data = cut.of(parameter.data).clone()
+        # The plain model is what a stage changes its rotary base of.
+        self.model.register_forward_pre_hook(lambda m, _: _take_speeds(m, model))
+        self.model.register_state_dict_post_hook(_presenting_whole(self.cuts, self.shapes, mesh))
         if self.axis.size > 1:
             _share_tensors(self.model, self.axis, self.cuts)
         if mesh.config.ep > 1:
@@ -158,28 +162,57 @@ class SplitModel:
             parameter.data = parameter.data.new_empty(0)
 
 
-def head_loss(model: Transformer) -> Callable[..., tuple[Tensor, Tensor]]:
-    """Return the loss of a model's output head, in the signature of `chunked_loss_and_logprobs`."""
-    return model.head_loss  # pyright: ignore[reportReturnType]
+def _presenting_whole(
+    cuts: Mapping[str, Cut | None], shapes: Mapping[str, tuple[int, ...]], mesh: Mesh
+) -> Callable[..., None]:
+    """Return a hook: parts in a state dict appear as the wholes that the ranks hold together."""
+
+    def present(_: nn.Module, state: dict[str, Any], prefix: str, __: dict[str, Any]) -> None:
+        for name, cut in cuts.items():
+            if cut is not None:
+                shape = shapes[name]
+                state[prefix + name] = DTensor.from_local(
+                    state[prefix + name],
+                    mesh.flat_device_mesh(mesh.group(cut.axis)),
+                    [Shard(cut.dim)],
+                    run_check=False,
+                    shape=torch.Size(shape),
+                    stride=torch.empty(shape, device="meta").stride(),
+                )
+
+    return present
+
+
+def _take_speeds(model: nn.Module, plain: Transformer) -> None:
+    assert isinstance(model, Transformer), "the hook is a model's"
+    model.speeds_R.copy_(plain.speeds_R)
 
 
 def _share_tensors(model: Transformer, axis: TensorAxis, cuts: Mapping[str, Cut | None]) -> None:
     """Make the modules of a cut model exchange what their parts need."""
+
+    def gather(_: nn.Module, __: Any, output: Tensor) -> Tensor:
+        return axis.gather(output)
+
+    def cut(_: nn.Module, __: Any, output: Tensor) -> Tensor:
+        return axis.scatter_sum(output)
+
     for module in model.modules():
         if isinstance(module, LatentAttention):
             _share_heads(module, axis)
         elif isinstance(module, GatedMlp):
             module.register_forward_pre_hook(lambda _, args: (axis.gather(args[0]), *args[1:]))
-            module.register_forward_hook(lambda _, __, output: axis.scatter_sum(output))
+            module.register_forward_hook(cut)
         elif isinstance(module, MoE):
             _share_routing(module, axis)
         elif isinstance(module, MtpLayer):
             module.register_forward_pre_hook(lambda _, args: (axis.own(args[0]), *args[1:]))
-            module.shared_head_norm.register_forward_hook(lambda _, __, out: axis.gather(out))
-    model.norm.register_forward_hook(lambda _, __, output: axis.gather(output))
+            module.shared_head_norm.register_forward_hook(gather)
+    model.norm.register_forward_hook(gather)
     model.register_forward_pre_hook(lambda _, args: axis.check(args[0]))
     embedding, head = cuts["embed_tokens.weight"], cuts["lm_head.weight"]
-    assert embedding is not None and head is not None, "the vocabulary is cut"
+    assert embedding is not None, "the vocabulary is cut"
+    assert head is not None, "the vocabulary is cut"
     # As FSDP2 does: the class changes, parameters and names stay.
     model.embed_tokens.__class__ = VocabularyEmbedding
     assert isinstance(model.embed_tokens, VocabularyEmbedding)

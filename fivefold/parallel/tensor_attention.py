@@ -7,6 +7,9 @@ means are averaged; over all keys each rank takes its own queries with all heads
 computes the loss of its own queries, and the ranks' sum is the loss of all.
 """
 
+import torch
+from torch import Tensor
+
 from fivefold.models.indexer import Selection, loss_over_all_keys, loss_over_selected_keys
 from fivefold.models.layer import Linear
 from fivefold.models.mla import LatentAttention
@@ -16,9 +19,6 @@ from fivefold.ops.product import linear
 from fivefold.ops.sparse_attention import attend_gathered_with_shares
 from fivefold.parallel.collectives import all_reduce
 from fivefold.parallel.sequence import TensorAxis
-
-import torch
-from torch import Tensor
 
 Parts = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 

@@ -11,12 +11,14 @@ them alone (`edp`), those of heads from the ranks with these heads, replicated o
 receiver adds up in the order of ranks, so that sums do not depend on timing.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from fivefold.errors import ConfigError
 from fivefold.parallel.collectives import all_reduce, all_to_all
 from fivefold.parallel.mesh import Group
 from fivefold.parallel.row_shard import RowShard, same_everywhere
@@ -38,7 +40,17 @@ class SplitRows:
     """The rows of a `SplitModel` that this rank updates; a `parallel.zero.Sharding`."""
 
     def __init__(self, split: SplitModel) -> None:
-        """Take the rows from the plain model of `split`, which must be whole, and empty it."""
+        """Take the rows of the parameters that `split` trains.
+
+        Raises:
+            ConfigError: a ZeRO stage other than 1.
+        """
+        if split.mesh.config.zero_stage != 1:
+            raise ConfigError(
+                expected="`parallel.zero=1` with `tp` or `ep`, and no `fsdp`",
+                found=f"stage {split.mesh.config.zero_stage}",
+                fix="Leave `zero` out, and spread the other ranks over `dp`",
+            )
         mesh = split.mesh
         self._mesh = mesh
         self.shard_group: Group = mesh.group(*INNER_AXES)
@@ -52,16 +64,41 @@ class SplitRows:
         self._shards = {
             name: RowShard(shape, group.size, group.rank) for name, shape in self.shapes.items()
         }
-        whole = dict(split.shell.named_parameters())
         self.rows = {
-            name: nn.Parameter(whole[name].data[shard.rows].clone())
+            name: nn.Parameter(self._weights[name].data.new_empty(shard.local_shape))
             for name, shard in self._shards.items()
         }
         self._cuts = [split.cuts_of_rank(rank) for rank in group.ranks]
         # Of whole parameters: parts may differ in size from rank to rank.
-        sizes = {name: whole[name].nbytes for name in self._weights}
+        sizes = {
+            name: math.prod(shape) * self._weights[name].element_size()
+            for name, shape in self.shapes.items()
+        }
         self._buckets = list(_fill(sizes, config.bucket_bytes))
-        split.release()
+        self.take_over()
+
+    @torch.no_grad()
+    def take_over(self) -> None:
+        """Take the rows from the weights, which a saved state may just have filled."""
+        me = self.shard_group.rank
+        ranks = range(self.shard_group.size)
+        for bucket in self._buckets:
+            first = {name: self._first_holders(name) for name in bucket}
+            outgoing = [
+                [
+                    self._weights[n].data[self._box(n, me, t).in_part]
+                    for n in bucket
+                    if me in first[n]
+                ]
+                for t in ranks
+            ]
+            parts = [
+                [self.rows[n].data[self._box(n, s, me).in_rows] for n in bucket if s in first[n]]
+                for s in ranks
+            ]
+            for own, came in zip(parts, self._exchange(outgoing, parts), strict=True):
+                for part, received in zip(own, came, strict=True):
+                    part.copy_(received)
 
     def collect(self) -> None:
         """Do nothing: gradients add up on the weights until the step ends."""
@@ -88,8 +125,9 @@ class SplitRows:
         ranks = range(self.shard_group.size)
         for bucket in self._buckets:
             outgoing = [[self.rows[n][self._box(n, t, me).in_rows] for n in bucket] for t in ranks]
-            places = [[self._box(n, me, s).in_part for n in bucket] for s in ranks]
-            parts = [[self._weights[n].data[p] for n, p in zip(bucket, ps)] for ps in places]
+            parts = [
+                [self._weights[n].data[self._box(n, me, s).in_part] for n in bucket] for s in ranks
+            ]
             for own, came in zip(parts, self._exchange(outgoing, parts), strict=True):
                 for part, received in zip(own, came, strict=True):
                     part.copy_(received)
@@ -97,6 +135,11 @@ class SplitRows:
     def as_global(self, name: str, local: Tensor) -> Tensor:
         """Present a tensor of this rank's rows as the whole parameter's, for a checkpoint."""
         return as_global(local, self._shards[name], self._mesh, self.shard_group)
+
+    def _first_holders(self, name: str) -> set[int]:
+        """Return the ranks that together hold each part of a parameter once."""
+        cuts = [cuts[name] for cuts in self._cuts]
+        return {cuts.index(cut) for cut in cuts}
 
     def _reduce(self, names: Sequence[str]) -> None:
         me = self.shard_group.rank
@@ -122,7 +165,8 @@ class SplitRows:
         """Send each rank its tensors; return each rank's, in the shapes of `like`."""
         sent_counts = [sum(part.numel() for part in parts) for parts in outgoing]
         received_counts = [sum(part.numel() for part in parts) for parts in like]
-        sent = torch.cat([part.reshape(-1) for parts in outgoing for part in parts])
+        none = next(iter(self._weights.values())).new_empty(0)
+        sent = torch.cat([none, *(part.reshape(-1) for parts in outgoing for part in parts)])
         received = all_to_all(sent, sent_counts, received_counts, self.shard_group)
         runs = received.split([part.numel() for parts in like for part in parts])
         shaped = iter(runs)
@@ -143,7 +187,7 @@ class SplitRows:
         return _Box((in_part,), (slice(begin - rows.start, end - rows.start),))
 
 
-def _fill(sizes: Mapping[str, int], bucket_bytes: int) -> Iterator[list[str]]:
+def _fill(sizes: dict[str, int], bucket_bytes: int) -> Iterator[list[str]]:
     """Cut the names, from the end of the model on, into buckets of at most so many bytes."""
     names, filled = [], 0
     for name in reversed(sizes):

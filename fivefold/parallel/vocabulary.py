@@ -48,7 +48,7 @@ def vocabulary_loss_and_logprobs(
     begin: int,
     group: Group,
 ) -> tuple[Tensor, Tensor]:
-    """Return what `ops.chunked_cross_entropy.chunked_loss_and_logprobs` does, from rows of the head.
+    """Return what `chunked_loss_and_logprobs` does, from some rows of the head.
 
     `weight_WD` are the head's rows from `begin` on; all else is the same on the ranks of `group`,
     and so is the result.

@@ -266,9 +266,15 @@ def as_global(local: Tensor, shard: RowShard, mesh: Mesh, group: Group) -> Tenso
     )
 
 
-def global_norm(local: float, group: Group, device: torch.device) -> float:
-    """Return the norm of what all ranks of the group hold, each its own part."""
+def global_norm(local: float | None, group: Group, device: torch.device) -> float | None:
+    """Return the norm of what all ranks of the group hold, each its own part, None being nothing.
+
+    None where nobody holds anything.
+    """
     if group.size == 1:
         return local
-    (square,) = sum_values([local * local], group, device)
+    mine = [0.0, 0.0] if local is None else [local * local, 1.0]
+    square, holders = sum_values(mine, group, device)
+    if not holders:
+        return None
     return math.sqrt(square) if square >= 0 else math.nan

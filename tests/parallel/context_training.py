@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fivefold.data.loader import Rows
 from fivefold.models.moe import Routing
+from fivefold.models.surroundings import IndexerMode
 from fivefold.models.transformer import Transformer
 from fivefold.ops.chunked_cross_entropy import chunked_loss_and_logprobs
 from fivefold.parallel.collectives import all_reduce
@@ -46,18 +47,18 @@ class Sharing:
 
 def shared_objective(setting: Setting, context: ContextParallel) -> Objective:
     """Return the loss of this rank's tokens; losses of the ranks add up."""
-    indexer = {"dense": "frozen", "warm_up": "warm_up", "sparse": "sparse"}[setting.mode]
+    indexer: IndexerMode = "frozen" if setting.mode == "dense" else setting.mode
     config = setting.config
 
     def objective(model: Transformer, part: Rows, whole: Rows, tokens_before: int) -> LossParts:
         assert model.mtp is not None
         warms_up = setting.mode == "warm_up"
         depths = 1 if warms_up else model.config.fivefold.mtp_depths
-        shard = context.shard(model, part.document[:, :-1], indexer)
         batch = make_batch(part, depths, "cpu", keeps_padding=indexer != "frozen")
         around = context.surroundings(
-            model, shard, batch.positions_BT, batch.documents_BT, indexer=indexer
+            model, batch.positions_BT, batch.documents_BT, indexer=indexer
         )
+        shard = around.shard
         hidden, main_routing, index_losses = model(shard.take(batch.ids_BT), around=around)
         states, mtp_routing = [hidden], []
         for ahead_BT in batch.ahead_BT:

@@ -62,11 +62,11 @@ SHORT = (
     "adapt_dsa.context_tokens=64",
     "adapt_dsa.mixture={}",
 )
-TOGETHER = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
+TOGETHER = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
 
 
 def command(run: Path, *extra: str, ranks: int = 1) -> list[str]:
-    start = [sys.executable] if ranks == 1 else TOGETHER
+    start = [sys.executable] if ranks == 1 else [*TOGETHER, str(ranks)]
     options = ["--until", "pretrain", "--run-dir", str(run), "--threads", "1", "--device", "cpu"]
     return [*start, "-m", "fivefold", "run", "nano", *SHORT, *extra, *options]
 
@@ -100,8 +100,20 @@ def prepared(finished: Path, tmp_path: Path) -> Path:
     return run
 
 
-def test_two_ranks_train_and_export_as_one(finished: Path, prepared: Path) -> None:
-    told = run_to_end(command(prepared, "parallel.dp=2", ranks=2))
+@pytest.mark.parametrize(
+    "mesh",
+    [
+        ("parallel.dp=2",),
+        ("parallel.pp=2", "parallel.dp=2"),
+        ("parallel.pp=2", "parallel.schedule=zb_v", "parallel.chunks=2"),
+    ],
+    ids=["dp2", "pp2_dp2", "pp2_zb_v"],
+)
+def test_ranks_train_and_export_as_one(
+    finished: Path, prepared: Path, mesh: tuple[str, ...]
+) -> None:
+    ranks = split_overrides(mesh)[0].size
+    told = run_to_end(command(prepared, *mesh, ranks=ranks))
     # One rank speaks.
     assert told.count("pretrain: finished") == 1
     wanted, found = losses(finished), losses(prepared)
@@ -119,7 +131,13 @@ def test_two_ranks_train_and_export_as_one(finished: Path, prepared: Path) -> No
     markers = [read_json(run / "pretrain" / "finished.json") or {} for run in (finished, prepared)]
     # The mesh is no part of the stage's identity.
     assert markers[0]["config_hash"] == markers[1]["config_hash"]
-    assert (prepared / "pretrain" / "checkpoint" / "model.safetensors").is_file()
+    # The exported weights are those that the last validation saw.
+    last_looks = [final_loss(run) for run in (finished, prepared)]
+    assert last_looks[1] == pytest.approx(last_looks[0], rel=0.02)
+    exported = load_file(prepared / "pretrain" / "checkpoint" / "model.safetensors")
+    shapes = {name: value.shape for name, value in exported.items()}
+    alone = load_file(finished / "pretrain" / "checkpoint" / "model.safetensors")
+    assert shapes == {name: value.shape for name, value in alone.items()}
 
 
 def rank_process(parent: int, rank: int) -> int:

@@ -1,27 +1,32 @@
 """Tensor, sequence and expert parallelism against one process: gradients, steps, bytes."""
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from unittest import mock
 
 import pytest
 import torch
 from team import Team
 from test_zero import EXACT, Trained, check_equal, train_alone
-from tiny_training import Mode, Setting, copies, furthest, make_model, rows_of_step
+from tiny_training import TINY, TOKENS, Mode, Setting, copies, furthest, make_model, rows_of_step
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from fivefold.models.transformer import Transformer
+from fivefold.models.transformer import BlockOutput, Transformer
 from fivefold.parallel.config import ParallelConfig
 from fivefold.parallel.mesh import Mesh, World
-from fivefold.parallel.tensor import SplitModel, head_loss
+from fivefold.parallel.saver import Saver
+from fivefold.parallel.tensor import SplitModel, cut_of
 from fivefold.parallel.tensor_rows import SplitRows
 from fivefold.train import losses
 from fivefold.train.balance import BalanceTracker
+from fivefold.train.batch import label_counts
+from fivefold.train.checkpoint import load_state, save_state
 from fivefold.train.compute import ComputeModel
 from fivefold.train.optimizer import HybridOptimizer
-from fivefold.train.step import own_microbatches, train_step
+from fivefold.train.step import StepResult, own_microbatches, train_step
 
 pytestmark = pytest.mark.dist
 
@@ -40,41 +45,68 @@ MESHES = {
 @contextmanager
 def head_of(model: Transformer) -> Iterator[None]:
     """Make the objective use the model's own head."""
-    with mock.patch.object(losses, "chunked_loss_and_logprobs", head_loss(model)):
+    loss = getattr(model, "head_loss", losses.chunked_loss_and_logprobs)
+    with mock.patch.object(losses, "chunked_loss_and_logprobs", loss):
         yield
 
 
-def train_split(world: World, setting: Setting, config: ParallelConfig, steps: int) -> Trained:
-    """Train on a mesh with `tp` or `ep`."""
-    mesh = Mesh(config, world)
-    model = make_model(setting)
-    whole = HybridOptimizer(model.named_parameters(), model.config, setting.config.optimizer)
-    split = SplitModel(model, mesh)
-    sharding = SplitRows(split)
-    optimizer = whole.sharded(sharding)
-    compute = ComputeModel(split.model, getattr(torch, setting.config.compute_dtype))
-    tracker = BalanceTracker(split.model)
-    results = []
-    with head_of(compute.model):
-        for step in range(steps):
-            mesh.ledger.reset()
-            results.append(
-                train_step(
-                    compute,
-                    optimizer,
-                    tracker,
-                    setting.objective,
-                    rows_of_step(step),
-                    1000 * step,
-                    setting.config,
-                    microbatch_rows=setting.microbatch_rows,
-                    sharding=sharding,
-                )
+class Run:
+    """One rank's training on a mesh with `tp` or `ep`."""
+
+    def __init__(
+        self, world: World, setting: Setting, config: ParallelConfig, recompute: bool = False
+    ) -> None:
+        self.mesh = Mesh(config, world)
+        self.setting = setting
+        self.plain = make_model(setting)
+        named, optimizer = self.plain.named_parameters(), setting.config.optimizer
+        whole = HybridOptimizer(named, self.plain.config, optimizer)
+        self.split = SplitModel(self.plain, self.mesh)
+        self.split.release()
+        self.sharding = SplitRows(self.split)
+        self.optimizer = whole.sharded(self.sharding)
+        dtype = getattr(torch, setting.config.compute_dtype)
+        self.compute = ComputeModel(self.split.model, dtype, recompute=recompute)
+        self.tracker = BalanceTracker(self.split.model)
+
+    def take_step(self, step: int) -> StepResult:
+        self.mesh.ledger.reset()
+        with head_of(self.compute.model):
+            return train_step(
+                self.compute,
+                self.optimizer,
+                self.tracker,
+                self.setting.objective,
+                rows_of_step(step),
+                1000 * step,
+                self.setting.config,
+                microbatch_rows=self.setting.microbatch_rows,
+                sharding=self.sharding,
             )
-    sent = {op: mesh.ledger.sent_bytes(op) for op, _ in mesh.ledger.totals}
-    state = {name: whole_of(value) for name, value in optimizer.state_dict().items()}
-    split.materialise()
-    return Trained(results, copies(model.state_dict()), state, sent)
+
+
+def train_split(
+    world: World,
+    setting: Setting,
+    config: ParallelConfig,
+    steps: int,
+    recompute: bool = False,
+    nan_rank: int = -1,
+) -> Trained:
+    """Train; `nan_rank` has a gradient that is not a number in the last step."""
+    run = Run(world, setting, config, recompute)
+    results = []
+    for step in range(steps):
+        if world.rank == nan_rank and step == steps - 1:
+            run.compute.model.layers[0].register_forward_hook(_spoil)
+        results.append(run.take_step(step))
+    state = {name: whole_of(value) for name, value in run.optimizer.state_dict().items()}
+    run.split.materialise()
+    return Trained(results, copies(run.plain.state_dict()), state, {})
+
+
+def _spoil(_: object, __: object, output: BlockOutput) -> BlockOutput:
+    return output._replace(x_BTD=output.x_BTD * math.nan)
 
 
 def whole_of(tensor: Tensor) -> Tensor:
@@ -85,9 +117,8 @@ def gradients_split(
     world: World, setting: Setting, config: ParallelConfig
 ) -> tuple[float, dict[str, Tensor]]:
     """Return the loss of one step and all gradients, whole."""
-    mesh = Mesh(config, world)
-    split = SplitModel(make_model(setting), mesh)
-    sharding = SplitRows(split)
+    run = Run(world, setting, config)
+    mesh, split, sharding = run.mesh, run.split, run.sharding
     total = torch.zeros((), dtype=torch.float64)
     with head_of(split.model):
         for part in own_microbatches(rows_of_step(0), setting.microbatch_rows, mesh.data):
@@ -123,8 +154,14 @@ def team_of(mesh: str, pair: Team, four: Team) -> Team:
     return pair if MESHES[mesh].size == 2 else four
 
 
-@pytest.mark.parametrize("mesh", MESHES)
-@pytest.mark.parametrize("mode", ["dense", "warm_up", "sparse"])
+CASES = [
+    *(("dense", mesh) for mesh in MESHES),
+    *(("warm_up", mesh) for mesh in ("tp2", "dp2_tp2_ep2")),
+    *(("sparse", mesh) for mesh in ("tp2", "dp2_tp2_ep4", "tp4")),
+]
+
+
+@pytest.mark.parametrize(("mode", "mesh"), CASES)
 def test_loss_and_all_gradients_equal_one_process(
     pair: Team, four: Team, mode: Mode, mesh: str
 ) -> None:
@@ -135,10 +172,132 @@ def test_loss_and_all_gradients_equal_one_process(
         assert furthest(found, gradients)[0] <= EXACT, furthest(found, gradients)
 
 
-@pytest.mark.parametrize("mesh", MESHES)
-@pytest.mark.parametrize("mode", ["dense", "sparse"])
+@pytest.mark.parametrize(
+    ("mode", "mesh"),
+    [
+        *(("sparse", mesh) for mesh in ("ep2", "tp2", "tp2_ep2", "dp2_tp2", "dp2_tp2_ep2")),
+        ("dense", "dp4_ep2"),
+        ("dense", "dp2_tp2_ep4"),
+    ],
+)
 def test_five_steps_equal_one_process(pair: Team, four: Team, mode: Mode, mesh: str) -> None:
     setting = Setting(mode=mode)
     wanted = train_alone(setting, 5)
     for found in team_of(mesh, pair, four).run(train_split, setting, MESHES[mesh], 5):
         check_equal(found, wanted, EXACT)
+
+
+def test_recomputed_blocks_exchange_again(four: Team) -> None:
+    setting = Setting(mode="sparse")
+    wanted = train_alone(setting, 1)
+    for found in four.run(train_split, setting, MESHES["dp2_tp2_ep4"], 1, True):
+        check_equal(found, wanted, EXACT)
+
+
+def test_a_copy_in_bf16_computes_on_the_same_ranks(pair: Team) -> None:
+    setting = Setting(dtype="float32", compute_dtype="bfloat16")
+    wanted = train_alone(setting, 1).results[0].measured["loss_nats"]
+    for found in pair.run(train_split, setting, MESHES["tp2_ep2"], 1):
+        assert found.results[0].measured["loss_nats"] == pytest.approx(wanted, rel=1e-2)
+
+
+@pytest.mark.parametrize(("first", "second"), [("dp2_tp2_ep4", "tp4"), ("dp2_tp2", "dp4_ep2")])
+def test_a_state_goes_on_on_another_mesh(
+    four: Team, tmp_path: Path, first: str, second: str
+) -> None:
+    setting = Setting()
+    wanted = train_alone(setting, 4)
+    four.run(train_saved, setting, MESHES[first], (0, 2), tmp_path)
+    for found in four.run(train_saved, setting, MESHES[second], (2, 4), tmp_path):
+        assert furthest(found, wanted.weights)[0] <= EXACT
+
+
+def train_saved(
+    world: World, setting: Setting, config: ParallelConfig, steps: tuple[int, int], directory: Path
+) -> dict[str, Tensor]:
+    """Take some steps from the saved state on, save, and return the whole weights."""
+    run = Run(world, setting, config)
+    model, optimizer = run.split.model, run.optimizer
+    load_state(directory, model, optimizer, run.mesh)
+    run.sharding.take_over()
+    for step in range(*steps):
+        run.take_step(step)
+    saver = Saver(run.mesh)
+    save_state(directory, steps[1], model, optimizer, {}, saver)
+    saver.finish()
+    run.mesh.wait()
+    run.split.materialise()
+    return copies(run.plain.state_dict())
+
+
+def exchanged(world: World, setting: Setting, config: ParallelConfig) -> dict[str, float]:
+    """Return the bytes that tensor ranks exchange in one step, and those of its gradients."""
+    run = Run(world, setting, config)
+    run.mesh.ledger.reset()
+    part = rows_of_step(0).part(slice(0, 2))
+    with head_of(run.split.model):
+        setting.objective(run.split.model, part, rows_of_step(0), 0).total.backward()
+    ledger = run.mesh.ledger
+    operations = ("all_gather", "reduce_scatter", "all_reduce")
+    sent = {name: ledger.sent_bytes(name, "tp") for name in operations}
+    run.sharding.finish()
+    return sent | {"gradients": ledger.sent_bytes("all_to_all", "dp+fsdp+cp+tp")}
+
+
+def test_bytes_are_those_of_the_formulas(pair: Team) -> None:
+    setting = Setting(dtype="float32")
+    rows, ranks = 2, 2
+    tokens = rows * TOKENS
+    share = (ranks - 1) / ranks
+    stream = tokens * TINY.hidden_size * 4 * share
+    depths, layers = TINY.fivefold.mtp_depths, TINY.num_hidden_layers + TINY.fivefold.mtp_depths
+    moe_layers = layers - TINY.first_k_dense_replace
+    # Two pairs of matrices a layer, in both directions; lookups and states of each depth.
+    streams = layers * 2 * 2 + 2 * (depths + 1)
+    routing = tokens * (TINY.n_routed_experts * 4 + TINY.num_experts_per_tok * 8) * share
+    check = ranks * 3 * 8 * share
+    labels = sum(label_counts(rows_of_step(0).part(slice(0, rows)), depths))
+    for rank, found in enumerate(pair.run(exchanged, setting, MESHES["tp2"])):
+        assert found["reduce_scatter"] == streams * stream
+        assert found["all_gather"] == streams * stream + moe_layers * routing + check
+        # The largest logit, then the sum and the label's logit: three numbers a label.
+        assert found["all_reduce"] == 2 * 3 * 4 * labels * share
+        assert found["gradients"] == gradient_bytes(setting, MESHES["tp2"], rank)
+
+
+@pytest.mark.parametrize("mesh", ["ep2", "tp2_ep2"])
+def test_gradients_of_experts_stay_with_their_ranks(pair: Team, mesh: str) -> None:
+    # Two ranks hold half of the experts each and update the same half: nothing travels.
+    setting = Setting(dtype="float32")
+    experts = [name for name in shapes_of(setting) if ".experts." in name]
+    for rank, found in enumerate(pair.run(exchanged, setting, MESHES[mesh])):
+        assert found["gradients"] == gradient_bytes(setting, MESHES[mesh], rank, without=experts)
+
+
+def shapes_of(setting: Setting) -> dict[str, tuple[int, ...]]:
+    named = make_model(setting).named_parameters()
+    return {name: tuple(value.shape) for name, value in named if value.requires_grad}
+
+
+def gradient_bytes(
+    setting: Setting, config: ParallelConfig, rank: int, without: Sequence[str] = ()
+) -> int:
+    """Count, element by element, what a rank holds of gradients and another rank updates."""
+    count = 0
+    for name, shape in shapes_of(setting).items():
+        if name in without:
+            continue
+        owner = torch.arange(shape[0]) // -(-shape[0] // config.size)
+        owners = owner.view(-1, *[1] * (len(shape) - 1)).expand(shape)
+        cut = cut_of(name, shape, config, rank)
+        held = owners if cut is None else cut.of(owners)
+        count += int((held != rank).sum())
+    return 4 * count
+
+
+def test_a_nan_on_one_rank_skips_the_step_on_all(pair: Team) -> None:
+    setting = Setting()
+    before = train_alone(setting, 1)
+    for found in pair.run(train_split, setting, MESHES["tp2_ep2"], 2, False, 1):
+        assert [result.is_skipped for result in found.results] == [False, True]
+        assert furthest(found.weights, before.weights)[0] <= EXACT

@@ -40,6 +40,8 @@ def arrivals(draw: st.DrawFn) -> Arrival:
         temperature=draw(st.sampled_from([0.0, 1.0, 0.7])),
         top_k=draw(st.sampled_from([0, 5])),
         top_p=draw(st.sampled_from([1.0, 0.9])),
+        min_p=draw(st.sampled_from([0.0, 0.0, 0.1])),
+        logit_bias=draw(st.sampled_from([(), (), ((7, 1.5),)])),
         seed=draw(st.integers(0, 3)),
         prompt_logprobs_begin=draw(st.sampled_from([None, None, 0, 9])),
         returns_routing=draw(st.booleans()),

@@ -1,13 +1,12 @@
 """What a training step asks of context parallelism.
 
-    context = ContextParallel(mesh, model, "dense")     once; all ranks alike
-    shard = context.shard(documents)                    a microbatch: this rank's tokens
-    around = context.surroundings(model, shard, ...)    in place of `model.surroundings`
-    model(shard.take(ids_BT), around=around)            hidden states of this rank's tokens
+    context = ContextParallel(mesh, model)              once; all ranks alike
+    around = context.surroundings(model, positions_BT, documents_BT)    a microbatch
+    model(around.shard.take(ids_BT), around=around)     hidden states of this rank's tokens
 
 Labels, and the tokens ahead that the MTP layer reads, are made from whole rows and taken
-(`shard.take`) after that, so that they cross the borders of shards. Losses divide by counts of the
-whole step; a rank's is that of its own labels, and losses and gradients of ranks add up.
+(`around.shard.take`) after that, so that they cross the borders of shards. Losses divide by counts
+of the whole step; a rank's is that of its own labels, and losses and gradients of ranks add up.
 """
 
 import numpy as np
@@ -22,9 +21,9 @@ from fivefold.parallel.context.assignment import Order, assign
 from fivefold.parallel.context.attention import ContextAttention, ContextSurroundings, Form
 from fivefold.parallel.context.exchange import swap_flat
 from fivefold.parallel.context.pieces import document_parts
-from fivefold.parallel.context.shard import TokenShard, make_shard
+from fivefold.parallel.context.shard import make_shard
 from fivefold.parallel.context.two_phase import TwoPhase
-from fivefold.parallel.context.work import token_work
+from fivefold.parallel.context.work import token_work, visible_keys
 from fivefold.parallel.mesh import Mesh
 from fivefold.plan.config import TrainingStage
 
@@ -59,7 +58,7 @@ class ContextParallel:
                 phases; None: in one.
 
         Raises:
-            ConfigError: heads or nodes that do not divide.
+            ConfigError: heads or nodes that do not divide; attention that another axis has changed.
         """
         self.group = mesh.group("cp")
         self.order: Order = order
@@ -69,60 +68,61 @@ class ContextParallel:
             self.exchange = TwoPhase(mesh, "cp", ranks_per_node)
         for module in model.modules():
             if isinstance(module, LatentAttention):
-                if form == "heads":
-                    self._check_heads(module.heads)
+                check_attention(module, form, self.group.size)
+                # As FSDP2 does: the class changes, parameters and names stay.
                 module.__class__ = ContextAttention
-
-    def shard(
-        self, model: Transformer, documents: np.ndarray, indexer: IndexerMode = "frozen"
-    ) -> TokenShard:
-        """Return this rank's tokens of a microbatch.
-
-        `documents` holds the document of each input token, int [rows, tokens], alike on all ranks;
-        `indexer` says what the tokens will cost.
-
-        Raises:
-            ConfigError: fewer tokens than ranks.
-        """
-        work = token_work(model.config, _STAGES[indexer])
-        assignment = assign(self.order, documents, self.group.size, work)
-        rows, tokens = documents.shape
-        device = model.lm_head.weight.device
-        return make_shard(assignment, rows, tokens, self.group, self.exchange, device)
 
     def surroundings(
         self,
         model: Transformer,
-        shard: TokenShard,
         positions_BT: Tensor,
         documents_BT: Tensor | None,
         *,
         indexer: IndexerMode = "frozen",
     ) -> ContextSurroundings:
-        """Prepare what the layers share, from the tensors of the WHOLE rows.
+        """Deal a microbatch's tokens and prepare what the layers share.
 
-        Arguments are those of `Transformer.surroundings`.
+        Arguments are those of `Transformer.surroundings`, of the WHOLE rows and alike on all ranks
+        along `cp`; the result's `shard` is this rank's part.
+
+        Raises:
+            ConfigError: fewer tokens than ranks.
         """
+        rows, tokens = positions_BT.shape
+        documents = np.zeros((rows, tokens), dtype=np.int8)
+        if documents_BT is not None:
+            documents = documents_BT.cpu().numpy()
+        stage = _STAGES[indexer]
+        if stage == "dense" and int(visible_keys(documents).max()) > model.config.index_topk:
+            # Frozen indexers select.
+            stage = "sparse"
+        work = token_work(model.config, stage)
+        assignment = assign(self.order, documents, self.group.size, work)
+        shard = make_shard(assignment, rows, tokens, self.group, self.exchange, positions_BT.device)
         positions_1N = shard.take(positions_BT)
         turn_BTR = rotary_angles(positions_1N, model.speeds_R, model.rotary_factor)
         whole = make_surroundings(
-            turn_BTR,
-            documents_BT,
-            None,
-            queries=shard.tokens,
-            absorbed=False,
-            indexer=indexer,
+            turn_BTR, documents_BT, None, queries=tokens, absorbed=False, indexer=indexer
         )
-        documents = np.zeros((shard.rows, shard.tokens), dtype=np.int8)
-        if documents_BT is not None:
-            documents = documents_BT.cpu().numpy()
         parts = document_parts(shard.runs, documents)
         return ContextSurroundings(**vars(whole), shard=shard, parts=parts, form=self.form)
 
-    def _check_heads(self, heads: int) -> None:
-        if heads % self.group.size:
-            raise ConfigError(
-                expected=f"attention heads that divide among {self.group.size} ranks along `cp`",
-                found=f"{heads} heads",
-                fix="Lower `parallel.cp`, or let latents travel instead of heads",
-            )
+
+def check_attention(attention: LatentAttention, form: Form, ranks: int) -> None:
+    """Refuse attention that cannot run over the tokens of `ranks`.
+
+    Raises:
+        ConfigError: another axis has changed it; heads that do not divide, where they travel.
+    """
+    if type(attention) not in (LatentAttention, ContextAttention):
+        raise ConfigError(
+            expected="attention that no other axis has changed",
+            found=type(attention).__name__,
+            fix="Use `parallel.cp` without `parallel.tp`",
+        )
+    if form == "heads" and attention.heads % ranks:
+        raise ConfigError(
+            expected=f"attention heads that divide among {ranks} ranks along `cp`",
+            found=f"{attention.heads} heads",
+            fix="Lower `parallel.cp`, or let latents travel instead of heads",
+        )

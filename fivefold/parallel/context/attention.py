@@ -3,9 +3,9 @@
 `latents` form: queries stay, and latents, rotated keys and index keys come from all ranks, C + R +
 J numbers a token; every rank then projects the keys that its queries see. `heads` form: the
 latents come too, but queries are given away for heads, each rank attends with its own heads for all
-tokens, and outputs go back; no key is projected twice. In multi-head attention keys and values
-would travel like the queries; here their latent is smaller than they are up to 2 (N + V) H / (C +
-R) ranks or so. Source: GLM-5 report, section 2.4.
+tokens, and outputs go back; no key is projected twice. The report sends keys and values like
+queries; their latent is less to send on fewer than H (N + R + V) / (C + R) ranks, 57 at GLM-5's
+shape. Source: GLM-5 report, section 2.4.
 
 Selection is by place in the row, so that ties fall as in one process whatever rank holds a key.
 `ContextAttention` is `LatentAttention` with another forward under `ContextSurroundings` and the
@@ -129,12 +129,13 @@ class ContextAttention(LatentAttention):
         q_BTHQ = shard.heads_for_tokens(torch.cat(parts[:2], -1))
         q_nope, q_rope = q_BTHQ.split([self.nope, self.rope], -1)
         latent_BSC, rope_BSR, kv_b_HC = parts[2:]
-        kv_b_HC = kv_b_HC.chunk(shard.group.size)[shard.group.rank]
+        keys = latent_BSC, rope_BSR, kv_b_HC.chunk(shard.group.size)[shard.group.rank]
         mask_BTS, shares_BTK = around.visible_BTS, None
         if selection is not None and selection.places_BTK is not None:
             q_flat = q_nope.flatten(0, 1)[None], q_rope.flatten(0, 1)[None]
-            flat = *q_flat, latent_BSC.flatten(0, 1)[None], rope_BSR.flatten(0, 1)[None], kv_b_HC
+            k_flat = latent_BSC.flatten(0, 1)[None], rope_BSR.flatten(0, 1)[None]
             places_BTK = shard.gather(selection.places_BTK).flatten(0, 1)[None]
+            flat = *q_flat, *k_flat, keys[2]
             out_BTHV, shares_BTK = _attend_places(flat, places_BTK, self.scale, around)
             out_BTHV = out_BTHV.view(*q_nope.shape[:3], -1)
             if shares_BTK is not None:
@@ -145,10 +146,8 @@ class ContextAttention(LatentAttention):
         if selection is not None and selection.mask_BTS is not None:
             mask_BTS = shard.gather(selection.mask_BTS.to(torch.uint8)).bool()
         if mask_BTS is None and around.segments is not None:
-            keys = latent_BSC, rope_BSR, kv_b_HC
             out_BTHV = attend_documents(q_nope, q_rope, *keys, around.segments, self.scale)
         else:
-            keys = latent_BSC, rope_BSR, kv_b_HC
             out_BTHV = attend_expanded(q_nope, q_rope, *keys, mask_BTS, self.scale)
         return shard.tokens_for_heads(out_BTHV), None
 

@@ -58,7 +58,7 @@ class _Gather(torch.autograd.Function):
     def forward(ctx: Any, x_NX: Tensor, group: Group) -> Tensor:
         ctx.group = group
         whole = x_NX.new_empty(group.size * len(x_NX), *x_NX.shape[1:])
-        work = all_gather(whole, x_NX.contiguous(), group)
+        work = all_gather(whole, x_NX.contiguous().view(-1), group)
         if work is not None:
             work.wait()
         return whole
@@ -71,7 +71,7 @@ class _Gather(torch.autograd.Function):
         (grad,) = grads
         wide = grad.to(torch.promote_types(grad.dtype, torch.float32)).contiguous()
         shard = wide.new_empty(len(wide) // ctx.group.size, *wide.shape[1:])
-        work = reduce_scatter(shard, wide, ctx.group)
+        work = reduce_scatter(shard.view(-1), wide, ctx.group)
         if work is not None:
             work.wait()
         return shard.to(grad.dtype), None

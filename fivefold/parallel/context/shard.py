@@ -41,8 +41,7 @@ class TokenShard:
 
     def take(self, x_BT: Tensor) -> Tensor:
         """Return the rank's tokens of (B, T, ...) as one row, (1, N, ...)."""
-        whole = x_BT.expand(self.rows, *x_BT.shape[1:])
-        return whole.flatten(0, 1)[self.place_N][None]
+        return x_BT.flatten(0, 1)[self.place_N][None]
 
     def gather(self, x_1NX: Tensor) -> Tensor:
         """Return what all ranks have of (1, N, X) as (B, T, X)."""
@@ -66,7 +65,7 @@ class TokenShard:
         """Sum (B, T, X) over the ranks, each token for its owner: (1, N, X), without gradient."""
         sent = self._as_sent(x_BTX.detach())
         own = torch.empty_like(sent[0])
-        work = reduce_scatter(own, sent, self.group)
+        work = reduce_scatter(own.view(-1), sent, self.group)
         if work is not None:
             work.wait()
         return own[: len(self.place_N)][None]

@@ -6,7 +6,7 @@ the FLOPs of `plan.flops`. Documents do not see each other, so that the work of 
 within its documents alone: equal numbers of tokens are not equal work.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -44,24 +44,23 @@ def token_work(config: ModelConfig, stage: TrainingStage) -> TokenWork:
     """Return the work of a token of this model in a training stage.
 
     A backward pass costs two forward passes; the indexer's loss reads all visible keys twice in
-    warm-up, and the kept keys twice in sparse training, as in `plan.flops.training_flops`.
+    warm-up, and the kept keys twice in sparse training, as in `plan.flops.training_flops`, which
+    counts a token alone, and so all that does not depend on what it sees.
     """
-    alone = replace(
-        training_flops(config, 1, stage=stage), attention_core=0.0, indexer_scores=0.0
-    ).total
     layers = list(range(config.num_hidden_layers))
-    if config.num_nextn_predict_layers:
-        # Warm-up runs the MTP layer once, for its indexer.
-        depths = 1 if stage == "warmup" else config.fivefold.mtp_depths
-        layers += [config.num_hidden_layers] * depths
+    if config.num_nextn_predict_layers and stage != "warmup":
+        layers += [config.num_hidden_layers] * config.fivefold.mtp_depths
     indexers = sum(has_own_indexer(config, layer) for layer in layers)
-    score = indexers * index_pair_flops(config)
-    if stage == "sparse" and config.has_indexer:
-        core = 3 * len(layers) * pair_flops(config, absorbed=True)
-        return TokenWork(alone, score, core + 2 * score, config.index_topk)
-    core = len(layers) * pair_flops(config, absorbed=False)
-    visible = core + 3 * score if stage == "warmup" else 3 * core
-    return TokenWork(alone, visible, 0.0, 0)
+    score = float(indexers * index_pair_flops(config))
+    # A token alone sees and keeps one key.
+    alone = training_flops(config, 1, stage=stage).total
+    core = float(len(layers) * pair_flops(config, absorbed=False))
+    if stage == "warmup":
+        return TokenWork(alone - core - 3 * score, core + 3 * score, 0.0, 0)
+    if stage == "dense" or not config.has_indexer:
+        return TokenWork(alone - 3 * core, 3 * core, 0.0, 0)
+    kept = 3.0 * len(layers) * pair_flops(config, absorbed=True) + 2 * score
+    return TokenWork(alone - 3 * core - 3 * score, score, kept, config.index_topk)
 
 
 def visible_keys(documents: np.ndarray) -> np.ndarray:

@@ -30,6 +30,19 @@ def defer_weight_gradients(module: nn.Module, store: WeightGradientStore) -> Non
             part.dispatch = functools.partial(deferred_experts, store=store)
 
 
+def finish_at_once(module: nn.Module) -> None:
+    """Undo `defer_weight_gradients`."""
+    for part in module.modules():
+        if isinstance(part, Linear):
+            part.__dict__.pop("forward", None)
+        elif isinstance(part, MoE) and _is_deferred(part.dispatch):
+            part.dispatch = experts.run_experts
+
+
+def _is_deferred(dispatch: Any) -> bool:
+    return isinstance(dispatch, functools.partial) and dispatch.func is deferred_experts
+
+
 def deferred_linear(layer: Linear, store: WeightGradientStore, x: Tensor) -> Tensor:
     """Return x W^T + b; the gradients of W and b go to `store`."""
     if not (torch.is_grad_enabled() and layer.weight.requires_grad):
@@ -114,7 +127,7 @@ class _DeferredExperts(torch.autograd.Function):
     ) -> Tensor:
         assert isinstance(gate_up_EFD, nn.Parameter), "a gradient is added to a parameter"
         assert isinstance(down_EDF, nn.Parameter), "a gradient is added to a parameter"
-        out_TD, pairs, kept = experts._run(x_TD, chosen_TA, weight_TA, gate_up_EFD, down_EDF)
+        out_TD, pairs, kept = experts.run_pairs(x_TD, chosen_TA, weight_TA, gate_up_EFD, down_EDF)
         ctx.save_for_backward(pairs.token_P, pairs.place_TA, *kept)
         ctx.parts, ctx.weight_dtype = pairs.parts, weight_TA.dtype
         ctx.parameters, ctx.store = (gate_up_EFD, down_EDF), store
@@ -131,19 +144,19 @@ class _DeferredExperts(torch.autograd.Function):
         width = down_EDF.shape[-1]
         weighted_PF = act_PF * weight_P[:, None]
         grad_PD = grad_TD.index_select(0, token_P)
-        grad_weighted_PF = experts._grouped(grad_PD, down_EDF, ctx.parts)
+        grad_weighted_PF = experts.grouped_product(grad_PD, down_EDF, ctx.parts)
         grad_weight_P = (grad_weighted_PF * act_PF).sum(-1, dtype=ctx.weight_dtype)
         grad_act_PF = grad_weighted_PF.mul_(weight_P[:, None])
         gate, up = hidden_PF[:, :width], hidden_PF[:, width:]
         grad_hidden_PF = torch.empty_like(hidden_PF)
         torch.mul(grad_act_PF, F.silu(gate), out=grad_hidden_PF[:, width:])
         grad_hidden_PF[:, :width] = torch.ops.aten.silu_backward(grad_act_PF.mul_(up), gate)
-        grad_x_PD = experts._grouped(grad_hidden_PF, gate_up_EFD, ctx.parts)
+        grad_x_PD = experts.grouped_product(grad_hidden_PF, gate_up_EFD, ctx.parts)
         compute = functools.partial(_expert_gradients, ctx.parts, len(gate_up_EFD))
         kept = x_PD, grad_hidden_PF, weighted_PF, grad_PD
         ctx.store.put(Deferred((gate_up_EFD, down_EDF), compute, kept))
         grad_weight_TA = grad_weight_P[place_TA.flatten()].view_as(place_TA)
-        return experts._gather_sum(grad_x_PD, place_TA), None, grad_weight_TA, None, None, None
+        return experts.gather_sum(grad_x_PD, place_TA), None, grad_weight_TA, None, None, None
 
 
 def _expert_gradients(

@@ -45,6 +45,8 @@ class Microbatch(Protocol):
 class Seen:
     """What the layers of one stage decided for one microbatch."""
 
+    routers_below: int = 0
+    """MoE layers of the main stack in the stages before."""
     main_routing: list[Routing] = field(default_factory=list)
     """Of the main stack's MoE layers, bottom first."""
     mtp_routing: list[Routing] = field(default_factory=list)

@@ -17,6 +17,7 @@ from typing import Literal
 
 from fivefold.errors import ConfigError
 from fivefold.models.config import ModelConfig
+from fivefold.plan.flops import head_flops, layer_flops
 from fivefold.plan.stage_split import split_evenly
 
 MtpPlacement = Literal["before_last", "last"]
@@ -56,6 +57,15 @@ def mtp_depths(config: ModelConfig) -> int:
 def chain_length(config: ModelConfig) -> int:
     """Count the pieces of the planner's chain."""
     return 2 + config.num_hidden_layers + (mtp_depths(config) > 0)
+
+
+def piece_work(config: ModelConfig, context_tokens: int) -> list[float]:
+    """Return the FLOPs of one token in each piece of the chain, attention dense."""
+    depths, layers = mtp_depths(config), config.num_hidden_layers
+    one = [layer_flops(config, [i], context_tokens, sparse=False).total for i in range(layers + 1)]
+    joined = 4 * config.hidden_size**2
+    mtp = [depths * (one[layers] + joined)] if depths else []
+    return [0.0, *one[:layers], *mtp, float((1 + depths) * head_flops(config))]
 
 
 def cut_by_counts(config: ModelConfig, counts: Sequence[int]) -> list[range]:

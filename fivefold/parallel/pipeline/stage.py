@@ -40,6 +40,7 @@ class ModelStage(nn.Module):
         self.part, self.objective = part, objective
         self.indexer: IndexerMode = indexer
         self.width = model.config.hidden_size
+        self.routers_below = sum(map(model.config.is_moe, range(part.layers.start)))
         gain = model.norm.weight
         self.received_dtype = gain.dtype if part.is_normed else model.embed_tokens.weight.dtype
         self.embed_tokens = model.embed_tokens if part.reads_embedding else None
@@ -66,7 +67,7 @@ class ModelStage(nn.Module):
             absorbed=False,
             indexer=self.indexer,
         )
-        seen = Seen()
+        seen = Seen(self.routers_below)
         if self.part.embeds:
             assert self.embed_tokens is not None, "the first stage holds the embedding"
             states = (self.embed_tokens(microbatch.ids_BT),)

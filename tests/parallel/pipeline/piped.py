@@ -4,7 +4,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from language import StagedLanguageLoss
 from team import World
 from test_batch import make_rows
 from tiny_training import TINY
@@ -24,11 +23,18 @@ from fivefold.parallel.pipeline.split import MtpPlacement, chain_length, cut_by_
 from fivefold.parallel.pipeline.stage import ModelStage
 from fivefold.parallel.pipeline.weight_store import WeightGradientStore
 from fivefold.plan.make_schedule import make_schedule
+from fivefold.train.balance import BalanceTracker
+from fivefold.train.batch import Batch
+from fivefold.train.config import GradientConfig
 from fivefold.train.losses import language_loss, warm_up_objective
+from fivefold.train.staged_loss import StagedLanguageLoss
 
 EMBEDDING = "embed_tokens.weight"
 TOKENS = 16
 ROWS = make_rows([[12, 5], [17], [3, 4, 5], [16], [9, 8], [17], [1, 15], [6, 6, 5]], TOKENS + 1)
+CONFIG = GradientConfig(
+    total_tokens=100_000, mtp_weight=0.3, balance_loss_weight=0.01, loss_chunk_tokens=16
+)
 ONE_BY_ONE = [ROWS.part(slice(row, row + 1)) for row in range(len(ROWS.ids))]
 
 
@@ -84,9 +90,9 @@ def whole_step(case: Case, parts: Sequence[Rows] = ONE_BY_ONE) -> tuple[list[Ten
                 part,
                 whole,
                 depths=TINY.fivefold.mtp_depths,
-                mtp_weight=0.3,
-                balance_weight=0.01,
-                chunk_tokens=16,
+                mtp_weight=CONFIG.mtp_weight,
+                balance_weight=CONFIG.balance_loss_weight,
+                chunk_tokens=CONFIG.loss_chunk_tokens,
                 indexer=case.indexer,
             )
         share.total.backward()
@@ -104,6 +110,9 @@ class Piped:
     runtime: PipelineRuntime
     loss: StagedLanguageLoss
     keeper: GradientKeeper | None
+
+    def batches(self, parts: Sequence[Rows]) -> list[Batch]:
+        return self.loss.batches(parts, torch.device("cpu"))
 
     def gradients(self) -> dict[str, Tensor]:
         return {
@@ -125,7 +134,8 @@ def cut_model(
     model = case.model()
     cut = cut_by_work(model.config, [1.0] * chain_length(model.config), schedule.stages, case.mtp)
     parts = stage_parts(model.config, cut)
-    loss = StagedLanguageLoss(model.config, ROWS, indexer=case.indexer)
+    loss = StagedLanguageLoss(model.config, CONFIG, case.indexer)
+    loss.begin(ROWS, 0, BalanceTracker(model))
     local = [s for s, home in enumerate(schedule.rank_of_stage) if home == group.rank]
     stages = {s: ModelStage(model, parts[s], loss, indexer=case.indexer) for s in local}
     stores = {s: WeightGradientStore(case.limit_bytes) for s in local}

@@ -15,7 +15,7 @@ def differences(world: World, case: Case) -> tuple[list[str], dict[str, float], 
     """Return names of gradients seen, those that differ and by how much, and the loss's error."""
     losses, wanted = whole_step(case)
     piped = cut_model(case, pipeline_group(world, case.ranks))
-    shares = torch.stack(piped.runtime.step(piped.loss.batches(ONE_BY_ONE)))
+    shares = torch.stack(piped.runtime.step(piped.batches(ONE_BY_ONE)))
     torch.distributed.all_reduce(shares)
     if piped.shared is not None:
         piped.shared.add_gradients()

@@ -33,7 +33,7 @@ def several_shapes(world: World, case: Case) -> list[str]:
     for step, parts in enumerate(SHAPES):
         for stage in piped.stages.values():
             stage.zero_grad()
-        piped.runtime.step(piped.loss.batches(parts))
+        piped.runtime.step(piped.batches(parts))
         _, wanted = whole_step(case, parts)
         differing += [
             f"step {step}: {name}"
@@ -51,7 +51,7 @@ def test_shapes_change_within_and_between_steps(pair: Team, schedule: str) -> No
 def holdings(world: World, case: Case, count: int) -> list[tuple[int, ...]]:
     """Return, a stage, peak bytes of buffers, peak sends, and what the store counted."""
     piped = cut_model(case, pipeline_group(world, case.ranks), count)
-    piped.runtime.step(piped.loss.batches((ONE_BY_ONE * 4)[:count]))
+    piped.runtime.step(piped.batches((ONE_BY_ONE * 4)[:count]))
     found = []
     for index, stage in piped.runtime.stages.items():
         ledger, store = stage.ledger, piped.stores[index].ledger
@@ -99,7 +99,7 @@ def test_copies_of_the_embedding_are_one_parameter(pair: Team) -> None:
 def norm_of_all(world: World, case: Case) -> float:
     """Return the norm of the whole gradient, each rank counting its own."""
     piped = cut_model(case, pipeline_group(world, case.ranks))
-    piped.runtime.step(piped.loss.batches(ONE_BY_ONE))
+    piped.runtime.step(piped.batches(ONE_BY_ONE))
     if piped.shared is not None:
         piped.shared.add_gradients()
     counted = counted_parameters(piped.stages.values(), piped.shared).values()
