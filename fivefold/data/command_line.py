@@ -3,6 +3,7 @@
 Each action imports what it needs when it runs, so that help and `stats` answer at once.
 """
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Literal
@@ -50,6 +51,7 @@ def data_run(
     workers: int = 1,
     classifier: Path | None = None,
     keep_share: float = 0.1,
+    benchmarks: tuple[str, ...] = (),
     cache_dir: str = "~/.cache/fivefold",
 ) -> None:
     """Run a recipe from raw files to documents; the same command goes on after a kill.
@@ -57,7 +59,8 @@ def data_run(
     Example: `fivefold data run dclm_baseline crawl/ sqlite-doc heuristics.mode=datatrove`
 
     Args:
-        recipe: Name of a recipe: dclm_baseline, glm5_web, glm5_code or midtrain_long.
+        recipe: Name of a recipe: dclm_baseline, glm5_web, glm5_code, glm5_math or
+            midtrain_long.
         arguments: Files (WARC, HTML, text, JSON lines, Parquet, packages), directories of them, or
             names of the catalogue; for glm5_code git repositories, directories of sources, or
             `package:NAME`s; and changes of single config values.
@@ -65,28 +68,18 @@ def data_run(
         workers: Processes at work at once; they do not change the result.
         classifier: A quality classifier, the last step.
         keep_share: Share of documents that it lets stay, the best ones.
+        benchmarks: Files of benchmark items, or folders of them, which no document may hold.
         cache_dir: Where downloaded archives are kept.
     """
-    from fivefold.data.code.recipe import GLM5_CODE
-    from fivefold.data.curate.command import (
-        DCLM_BASELINE,
-        recipe_config,
-        run_curation,
-        with_classifier,
-    )
-    from fivefold.data.long.recipe import MIDTRAIN_LONG
-    from fivefold.data.web.recipe import GLM5_WEB
+    from fivefold.data.corpus_stage import recipe_table
+    from fivefold.data.curate.command import recipe_config, run_curation, with_classifier
     from fivefold.log import logging_to
 
-    recipes = {
-        "dclm_baseline": DCLM_BASELINE,
-        "glm5_web": GLM5_WEB,
-        "glm5_code": GLM5_CODE,
-        "midtrain_long": MIDTRAIN_LONG,
-    }
-
+    recipes = {name: recipe for name, (recipe, _) in recipe_table().items()}
     overrides = [one for one in arguments if _is_override(one)]
     sources = [one for one in arguments if not _is_override(one)]
+    if benchmarks:
+        overrides.insert(0, f"benchmarks={json.dumps({'benchmarks': benchmarks})}")
     config = recipe_config(recipe, recipes, overrides, workers)
     if classifier is not None:
         config = with_classifier(config, classifier, keep_share)

@@ -31,8 +31,8 @@ class CorpusConfig(Config):
     all. One's own files are always read to the end."""
 
     max_document_characters: int = pydantic.Field(default=60_000, ge=1000)
-    """Characters from which on a text is cut at a blank line; each part is a document. Texts made of
-    repositories are not cut."""
+    """Characters from which on a text is cut at a blank line; each part is a document. Texts made
+    of repositories are not cut."""
 
     heldout_bytes: int = pydantic.Field(default=300_000, ge=0)
     """UTF-8 bytes of text kept for validation, over all sources in proportion to their size."""

@@ -11,6 +11,8 @@ from fivefold.data.code.config import CodeConfig
 from fivefold.data.config import CorpusConfig
 from fivefold.data.curate.config import ClassifierTrainingConfig, CurateConfig, Share
 from fivefold.data.long.config import LongConfig
+from fivefold.data.maths.config import MathsConfig
+from fivefold.data.web.config import WebConfig
 from fivefold.errors import ConfigError
 
 
@@ -37,6 +39,10 @@ class CurateStageConfig(CorpusConfig):
     """Pages to documents."""
     classifier: OwnClassifierConfig | None = None
     """The last step of `dclm_baseline`, trained here; left out where no page is of its sources."""
+    glm5_web: WebConfig | None = None
+    """Pages to documents in tiers."""
+    glm5_math: MathsConfig | None = None
+    """Pages of maths and science to documents in tiers."""
     glm5_code: CodeConfig | None = CodeConfig()
     """Repositories to texts and issue sequences."""
     midtrain_long: LongConfig | None = None

@@ -46,9 +46,13 @@ def recipe_table() -> dict[str, tuple["Recipe", Reads]]:
     from fivefold.data.code.recipe import GLM5_CODE
     from fivefold.data.curate.command import DCLM_BASELINE
     from fivefold.data.long.recipe import MIDTRAIN_LONG
+    from fivefold.data.maths.recipe import GLM5_MATH
+    from fivefold.data.web.recipe import GLM5_WEB
 
     return {
         "dclm_baseline": (DCLM_BASELINE, "pages"),
+        "glm5_web": (GLM5_WEB, "pages"),
+        "glm5_math": (GLM5_MATH, "pages"),
         "glm5_code": (GLM5_CODE, "repositories"),
         "midtrain_long": (MIDTRAIN_LONG, "documents"),
     }
@@ -88,9 +92,11 @@ class CurateStage(Stage):
 
 
 def _part(config: CurateStageConfig, name: str) -> Any:
+    from fivefold.data.curate.command import in_cache
+
     part = getattr(config, name)
     assert part is None or isinstance(part, Config), f"`{name}` is no recipe's config"
-    return part
+    return part and in_cache(part, config.cache_dir)
 
 
 def _find(

@@ -116,6 +116,7 @@ GROUPS = (
         is_noisy=True,
         first_colour=2,
     ),
+    Group("Passes over each source", "epochs", r"mixture/epochs_(?P<name>.*)", first_colour=2),
     Group("Learning rate", "", r"train/(?P<name>(?:\w+_)?lr(?:_\w+)?)", first_colour=3),
     Group(
         "Gradient norm", "", r"train/(?P<name>(?:\w+_)?grad_norm)", is_noisy=True, first_colour=5

@@ -180,6 +180,31 @@ def test_nothing_to_choose_leaves_no_empty_file(tmp_path: Path) -> None:
         run(tmp_path / "out", {"attempts": never})
 
 
+def test_two_problems_of_one_id_are_refused(tmp_path: Path) -> None:
+    """Joined, answers to the one would be learned as answers to the other."""
+    (problem,) = problems_of([[answer("a"), answer("b", 0.0)]])
+    other = ROW | {"id": "p0", "messages": [{"role": "user", "content": "Say a."}]}
+    path = write_input(tmp_path / "1", "task", [problem, AttemptedProblem("p0", other, ())])
+    with pytest.raises(CorruptFileError, match=r"id `p0`.*found two, whose `messages` differ"):
+        run(tmp_path / "out", {"attempts": path})
+    write_input(tmp_path / "2", "task", [problem, problem])
+    assert run(tmp_path / "out", {"attempts": tmp_path / "2"}).is_dir()
+
+
+def test_outcome_tells_what_became_of_answers_and_foreign_counts_are_no_problems(
+    tmp_path: Path,
+) -> None:
+    found = [[answer("a"), answer("b", cut=True)], [answer("c", 0.0)], [answer("a"), answer("c")]]
+    inputs = {"attempts": write_input(tmp_path / "1", "task", problems_of(found))}
+    write_pass_counts(tmp_path / "2" / "counts" / "task.jsonl", {"elsewhere": PassCount(0, 9)})
+    out = run(tmp_path / "out", {**inputs, "rl": tmp_path / "2"})
+    dropped = {TRUNCATED: 1, "problem solved too rarely": 1}
+    outcome = {"answers": 5, "truncated": 1, "learned_problems": 2, "dropped": dropped}
+    assert json.loads((out / "outcome.json").read_text()) == {"task": outcome}
+    chosen = choose(problems_of(found), read_pass_counts(out / "counts/task.jsonl"), ChooseConfig())
+    assert chosen.left_out.total() + len(chosen.rows) == len(found)
+
+
 @given(tried.filter(bool))
 def test_attempts_come_back_as_they_were(
     tmp_path_factory: pytest.TempPathFactory, found: list[list[Answer]]

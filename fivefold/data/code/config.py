@@ -10,8 +10,13 @@ from typing import Literal
 
 import pydantic
 
-from fivefold.config import Config, Runtime
-from fivefold.data.curate.config import ClassifierTrainingConfig, MinHashConfig, Share
+from fivefold.config import Config
+from fivefold.data.curate.config import (
+    ClassifierTrainingConfig,
+    EngineConfig,
+    MinHashConfig,
+    Share,
+)
 from fivefold.errors import ConfigError
 
 

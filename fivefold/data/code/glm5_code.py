@@ -4,28 +4,36 @@ GLM-5 (section 2.2 and 2.3) and GLM-4.5 (section 2.2) name the parts and publish
 is chosen here stands in `config`. Order: admit (path, size, recorded digest, encoding), language,
 heuristics, secrets; exact copies and near-duplicates over all repositories; rule scores,
 classifiers learned from their extremes, tiers; epochs by tier and language; concatenation with fill
-in the middle. Beside it, from the same repositories, issue sequences.
+in the middle. Beside it, from the same repositories, issue sequences. Where there is a list of
+benchmarks, files go after de-duplication and sequences as soon as they are made.
 
 Stages of datatrove's local executor, each a folder that is named by a hash of its config and of
-what went into it: `read`, `filter`, `sign`, `choose`, `dedup`, `rule`, `learn`, `score`, `select`,
-`pack`, and `issues`. A relaunch redoes only tasks that did not finish, a changed config only what
-is downstream, whatever the number of workers.
+what went into it: `benchmarks`, `read`, `filter`, `sign`, `choose`, `dedup`, `decontaminate`,
+`rule`, `learn`, `score`, `select`, `pack`, and `issues`. A relaunch redoes only tasks that did not
+finish, a changed config only what is downstream, whatever the number of workers.
 """
 
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fivefold.artifact import write_json
 from fivefold.data.code.config import CodeConfig
 from fivefold.data.code.repository import CodeShard, digest_repository
 from fivefold.data.curate.account import check_chain
 from fivefold.data.curate.dclm_baseline import Curated, digest_file
+from fivefold.data.curate.decontaminate import decontamination_parts
 from fivefold.data.curate.run import CurationRun, name_folders
 from fivefold.stage import Track
 
+if TYPE_CHECKING:
+    from fivefold.data.curate.step import JudgeStep
+
 _CHARACTERS_PER_FILE = 1 << 26
+_OF_ISSUES = ("issues", "issue_benchmarks")
+"""Accounts of issue sequences, which no file becomes."""
 
 
 def run_glm5_code(
@@ -41,16 +49,18 @@ def run_glm5_code(
         QuarantineError: steps failed on too many files, or changes.
     """
     run = _Run(shards, config, out, track)
+    run.index_benchmarks()
     run.read()
     run.filter()
     files = run.deduplicate(config.minhash, None, _CHARACTERS_PER_FILE)
-    if files:
-        run.select(files, run.score(files))
+    files = run.decontaminate(files)
+    run.select(files, run.score(files))
     documents = [*run.pack(), *run.mine_issues()]
-    chain = [(name, one) for name, one in run.accounts.items() if name != "issues"]
+    issues = [(name, one) for name, one in run.accounts.items() if name in _OF_ISSUES]
+    chain = [(name, one) for name, one in run.accounts.items() if name not in _OF_ISSUES]
     check_chain(chain, config.max_quarantined)
-    if "issues" in run.accounts:
-        check_chain([("issues", run.accounts["issues"])], config.max_quarantined)
+    if issues:
+        check_chain(issues, config.max_quarantined)
     write_json(out / "accounts.json", {name: one.to_json() for name, one in run.accounts.items()})
     write_json(out / "summary.json", run.summary.to_json())
     return Curated(documents, run.accounts, run.summary, run.empty_shards("read"))
@@ -154,10 +164,21 @@ class _Run(CurationRun):
             self.shards, config.issues, config.secrets, folder / "accounts", config.page_seconds
         )
         writer = WriteTexts(folder / "documents", "issues")
-        steps = [miner, Summarise(folder / "summary"), writer]
-        self.execute("issues", steps)
-        self.enter("issues", [miner.name])
+        judges = self._issue_judges()
+        self.execute("issues", [miner, *judges, Summarise(folder / "summary"), writer])
+        self.enter("issues", [miner.name, *(judge.name for judge in judges)])
         return self._finish("issues", "issues")
+
+    def _issue_judges(self) -> list["JudgeStep"]:
+        """Return what drops sequences with benchmark items; a cut would break their diffs."""
+        from fivefold.data.curate.decontaminate_step import Decontaminate
+
+        if self.config.benchmarks is None:
+            return []
+        whole = self.config.benchmarks.model_copy(update={"policy": "drop"})
+        index, accounts = self.folders["benchmarks"], self.folders["issues"] / "accounts"
+        seconds = self.config.page_seconds
+        return [Decontaminate(whole, index, accounts, seconds, "issue_benchmarks")]
 
     def _finish(self, stage: str, kind: str) -> list[Path]:
         from fivefold.data.code.pack_step import text_file
@@ -174,16 +195,18 @@ def stage_folders(shards: Sequence[CodeShard], config: CodeConfig, out: Path) ->
 
     Raises:
         CorruptFileError: a git repository without a commit.
-        MissingFileError: a dump of issues does not exist.
+        MissingFileError: a dump of issues, or a benchmark, does not exist.
     """
     facts = [{**asdict(one), "path": digest_repository(one)} for one in shards]
     begin = [str(config.tasks), json.dumps(facts, sort_keys=True)]
+    benchmarks = decontamination_parts(config.benchmarks)
     parts = {
         "read": [config.admit],
         "filter": [config.heuristics, config.secrets],
         "sign": [config.minhash],
         "choose": [],
         "dedup": [],
+        "decontaminate": benchmarks,
         "rule": [],
         "learn": [config.classifier],
         "score": [],
@@ -191,5 +214,6 @@ def stage_folders(shards: Sequence[CodeShard], config: CodeConfig, out: Path) ->
         "pack": [config.pack],
     }
     dump = digest_file(config.issues.dump) if config.issues else ""
-    issues = name_folders(begin, {"issues": [config.issues, config.secrets, dump]}, out)
-    return {**name_folders(begin, parts, out), **issues}
+    issues = name_folders(begin, {"issues": [config.issues, config.secrets, dump, benchmarks]}, out)
+    folders = name_folders(begin, parts, out) | issues
+    return folders | name_folders([], {"benchmarks": benchmarks}, out)

@@ -4,13 +4,14 @@ Reading order: `config`; what goes in: `shard`, `warc`, `raw_page`, `web_page`; 
 rule answers); the heuristics: `character`, `words`, `grams`, `repetition`, `line_edit`, `dclm` and
 `datatrove` (the two ways of counting), `heuristics`; pages by where they come from and what they
 speak: `url`, `language`; de-duplication: `minhash`, `near_duplicate`, `bloom`, `paragraph_dedup`;
-quality: `classifier`; then the engine: `account` (what went in, came out and was dropped),
-`page_process` (extraction that may hang or crash), `extract_step`, `step`, `dedup_step`,
-`classify_step` and `summary` (datatrove's PipelineSteps around all of this), `executor`, and
-`dclm_baseline` (the pipeline, from a frozen config). `stage` puts it into a recipe, `page` draws
-it, `command` serves `fivefold data run`, `stats`, `inspect` and `train-classifier`. May import the
-thin path's files of `data` and the foundation; only the steps, `summary` and `executor` import
-datatrove.
+quality: `classifier`; benchmark items: `decontaminate_config`, `benchmark`, `decontaminate`; then
+the engine: `account` (what went in, came out and was dropped), `page_process` (extraction that may
+hang or crash), `extract_step`, `step`, `dedup_step`, `classify_step`, `decontaminate_step` and
+`summary` (datatrove's PipelineSteps around all of this), `executor`, `run` (what all recipes have
+in common) and `dclm_baseline` (the pipeline, from a frozen config). `sample` takes a part of a
+package, `page` draws a run, `command` serves `fivefold data run`, `stats`, `inspect` and
+`train-classifier`. May import the thin path's files of `data` and the foundation; only the steps,
+`summary` and `executor` import datatrove.
 
 Glossary: a *shard* is one input file; a *verdict* is the text that a rule leaves, or the reason why
 it leaves none; an *edit* is a span that it took out; a *task* is a fixed share of the shards,

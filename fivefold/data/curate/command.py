@@ -113,9 +113,7 @@ def run_curation(
         FivefoldError: as the recipe and the sources do.
     """
     _claim(out, name)
-    if "cache_dir" in type(config).model_fields:
-        # A recipe that downloads more than its sources.
-        config = config.model_copy(update={"cache_dir": cache_dir})
+    config = in_cache(config, cache_dir)
     shards = recipe.find(sources or recipe.default_sources, cache_dir)
     console.out(f"{name}: {_describe(shards, recipe.unit)}", highlight=False)
     write_json(
@@ -132,6 +130,13 @@ def run_curation(
         few = ", ".join(curated.empty[:3])
         console.out(f"{len(curated.empty):,} files without a page: {few} ...", highlight=False)
     console.out(f"documents: {out / 'documents'}", highlight=False)
+
+
+def in_cache(config: Config, cache_dir: str) -> Config:
+    """Return the config of a recipe that, if it downloads more than its sources, does so there."""
+    if "cache_dir" not in type(config).model_fields:
+        return config
+    return config.model_copy(update={"cache_dir": cache_dir})
 
 
 def _describe(shards: Sequence[Any], unit: str) -> str:

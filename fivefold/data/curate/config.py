@@ -10,6 +10,8 @@ from typing import Annotated, Literal
 import pydantic
 
 from fivefold.config import Config, Runtime
+from fivefold.data.curate.cluster_config import ExecutorConfig
+from fivefold.data.curate.decontaminate_config import DecontaminationConfig
 from fivefold.errors import ConfigError
 
 Share = Annotated[float, pydantic.Field(ge=0, le=1)]
@@ -139,7 +141,10 @@ class ExtractConfig(Config):
     """How raw pages become text; thresholds are ours, without a source."""
 
     main_content: bool = True
-    """Leave out navigation and page furniture, by resiliparse's rule."""
+    """Leave out navigation and page furniture."""
+    extractor: Literal["resiliparse", "auto", "trafilatura"] = "resiliparse"
+    """Who finds the main content; `auto` asks trafilatura (extra `extract`) where resiliparse finds
+    little."""
     max_page_bytes: int = pydantic.Field(default=20_000_000, ge=1)
     """A larger page goes unread."""
     max_replaced: Share = 0.01
@@ -271,7 +276,7 @@ class ClassifierTrainingConfig(Config):
 
 
 class EngineConfig(Config):
-    """How a recipe's tasks are cut and run."""
+    """What every recipe takes: how its tasks are cut and run, what its documents must not hold."""
 
     tasks: int = pydantic.Field(default=8, ge=1)
     """Shares into which the input files are cut; fixed for a run, whatever the workers."""
@@ -279,8 +284,12 @@ class EngineConfig(Config):
     """Processes at work at once."""
     page_seconds: Runtime[float] = pydantic.Field(default=60.0, gt=0)
     """Time after which a step gives a page up and quarantines it."""
+    executor: Runtime[ExecutorConfig] = ExecutorConfig()
+    """Where tasks run; it changes no result."""
     max_quarantined: Share = 0.001
     """Share of pages that may be quarantined before the run fails."""
+    benchmarks: DecontaminationConfig | None = None
+    """Drop what holds benchmark items; there is no list of benchmarks without its files."""
 
 
 class PageConfig(EngineConfig):
@@ -305,27 +314,3 @@ class CurateConfig(PageConfig):
 
     classifier: QualityClassifierConfig | None = None
     """Keep the documents that a classifier finds good."""
-
-
-class CurateStageConfig(Config):
-    """A curation recipe as a stage: its output takes the place of `CorpusConfig`'s corpus."""
-
-    recipe: Literal["dclm_baseline"] = "dclm_baseline"
-    """Which recipe."""
-    sources: tuple[str, ...] = pydantic.Field(min_length=1)
-    """Files, directories, or names of the catalogue."""
-    curate: CurateConfig = CurateConfig()
-    """What the recipe does."""
-    max_document_characters: int = pydantic.Field(default=60_000, ge=1000)
-    """Characters from which on a text is cut at a blank line; each part is a document."""
-    heldout_bytes: int = pydantic.Field(default=300_000, ge=0)
-    """UTF-8 bytes of text kept for validation, over all sources in proportion to their size."""
-    heldout_share: float = pydantic.Field(default=0.1, ge=0, le=0.5)
-    """Most of any one source that may be held out."""
-    heldout_seed: int = 0
-    """Seed of the held-out choice."""
-    cache_dir: Runtime[str] = "~/.cache/fivefold"
-    """Directory that keeps downloaded archives."""
-    work_dir: Runtime[str] = ""
-    """Directory of the recipe's own stages, kept between runs, so that a changed config redoes
-    only what is downstream; empty: inside the stage's output, and removed at its end."""

@@ -2,12 +2,12 @@
 
 Address, extraction, language, heuristics (which begin by taking addresses out of the text; DCLM
 does so before language); exact copies and near-duplicates (MinHash), repeated paragraphs and pages
-(Bloom); then, where a model is given, the quality classifier. DCLM-Baseline itself goes from
-heuristics to Bloom; `minhash=None` is that.
+(Bloom); then, where there is a list, benchmark items, and, where a model is given, the quality
+classifier. DCLM-Baseline itself goes from heuristics to Bloom; `minhash=None` is that.
 
-Stages of datatrove's local executor, each a folder: `extract`, `filter`, `sign` and `choose` (all
-signatures at once), `dedup` (one task: its order matters), `score` and `select`; see `run`. Models
-and lists count by their content.
+Stages of datatrove's local executor, each a folder: `benchmarks` (their index), `extract`,
+`filter`, `sign` and `choose` (all signatures at once), `dedup` (one task: its order matters),
+`decontaminate`, `score` and `select`; see `run`. Models and lists count by their content.
 """
 
 import json
@@ -24,6 +24,7 @@ from fivefold.config import Config
 from fivefold.data.curate.account import Account, check_chain
 from fivefold.data.curate.classifier import score_threshold
 from fivefold.data.curate.config import CurateConfig, PageConfig, QualityClassifierConfig
+from fivefold.data.curate.decontaminate import decontamination_parts
 from fivefold.data.curate.run import CurationRun, name_folders
 from fivefold.data.curate.shard import Shard
 from fivefold.errors import MissingFileError
@@ -64,7 +65,7 @@ def run_dclm_baseline(
     folder.
 
     Raises:
-        MissingFileError: an input, a list or a model does not exist.
+        MissingFileError: an input, a benchmark, a list or a model does not exist.
         CorruptFileError: an input is cut or altered.
         QuarantineError: steps failed on too many documents.
     """
@@ -73,6 +74,8 @@ def run_dclm_baseline(
     run = CurationRun(stage_folders(shards, config, out), config, track)
     documents = curate_pages(run, shards, config)
     last, tasks, threshold = "dedup", 1, None
+    if config.benchmarks:
+        last, tasks = "decontaminate", len(documents)
     if config.classifier:
         threshold = _score(run, documents, config.classifier, config.page_seconds)
         documents = _select(run, documents, threshold, config.page_seconds)
@@ -86,9 +89,11 @@ def run_dclm_baseline(
 
 def curate_pages(run: CurationRun, shards: Sequence[Shard], config: PageConfig) -> list[Path]:
     """Run all stages but the choice by quality; return the files of distinct texts."""
+    run.index_benchmarks()
     _extract(run, shards, config)
     _filter(run, config)
-    return run.deduplicate(config.minhash, config.bloom, _CHARACTERS_PER_FILE)
+    files = run.deduplicate(config.minhash, config.bloom, _CHARACTERS_PER_FILE)
+    return run.decontaminate(files)
 
 
 def _extract(run: CurationRun, shards: Sequence[Shard], config: PageConfig) -> None:
@@ -169,14 +174,17 @@ def stage_folders(shards: Sequence[Shard], config: CurateConfig, out: Path) -> d
         "score": [model, classifier and digest_file(classifier.model)],
         "select": [classifier],
     }
-    return name_folders(digest_shards(shards, config.tasks), parts, out)
+    folders = name_folders(digest_shards(shards, config.tasks), parts, out)
+    return folders | name_folders([], {"benchmarks": parts["decontaminate"]}, out)
 
 
-def page_parts(config: PageConfig) -> dict[str, list[Config | object]]:
+def page_parts(config: PageConfig) -> dict[str, Sequence[Config | object]]:
     """Return what the stages of `curate_pages` depend on, for `name_folders`.
 
+    The folder `benchmarks` depends on the parts of `decontaminate` alone.
+
     Raises:
-        MissingFileError: a list or a model does not exist.
+        MissingFileError: a benchmark, a list or a model does not exist.
     """
     domains = config.url and digest_file(config.url.domain_file)
     languages = config.language and digest_file(config.language.model)
@@ -186,6 +194,7 @@ def page_parts(config: PageConfig) -> dict[str, list[Config | object]]:
         "sign": [config.minhash],
         "choose": [config.minhash],
         "dedup": [config.bloom],
+        "decontaminate": decontamination_parts(config.benchmarks),
     }
 
 

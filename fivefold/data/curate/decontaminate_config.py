@@ -9,7 +9,6 @@ from typing import Literal
 import pydantic
 
 from fivefold.config import Config
-from fivefold.data.curate.config import Share
 from fivefold.errors import ConfigError
 
 
@@ -24,13 +23,13 @@ class DecontaminationConfig(Config):
     """Items of fewer words are not looked for; those up to `ngram_words` only as a whole."""
     max_items: int = pydantic.Field(default=10, ge=1)
     """A run that stands in more items than these is boilerplate (GPT-3: 10)."""
-    prompt_share: Share = 0.5
+    prompt_share: float = pydantic.Field(default=0.5, ge=0, le=1)
     """Share of a question's runs that must be found where no run with its answer is."""
     policy: Literal["drop", "cut"] = "drop"
     """`drop`: the document goes; `cut`: the item with its margin goes, the rest stays."""
     margin_characters: int = pydantic.Field(default=200, ge=0)
     """Characters on both sides that go with an item that is cut (GPT-3: 200)."""
-    min_left: Share = 0.5
+    min_left: float = pydantic.Field(default=0.5, ge=0, le=1)
     """Share of a document that must be left by cuts; otherwise it goes as a whole."""
 
     @pydantic.model_validator(mode="after")

@@ -1,8 +1,7 @@
 """Decontamination as steps of datatrove: an index built once, then every document against it.
 
-Any recipe takes it in two lines: a stage of one task with `BuildBenchmarkIndex`, and
-`Decontaminate` among the steps of a later one. `decontamination_parts` is what the names of both
-stages' folders depend on.
+A stage of one task with `BuildBenchmarkIndex`, and `Decontaminate` among the steps of a later one;
+`run.CurationRun` brings both to every recipe.
 """
 
 import logging
@@ -13,8 +12,7 @@ from datatrove.data import Document as Page
 from datatrove.pipeline.base import PipelineStep
 
 from fivefold.artifact import write_json
-from fivefold.config import hash_config
-from fivefold.data.curate.benchmark import digest_benchmarks, find_benchmarks, read_items
+from fivefold.data.curate.benchmark import find_benchmarks, read_items
 from fivefold.data.curate.decontaminate import build_index, decontaminate, read_index, write_index
 from fivefold.data.curate.decontaminate_config import DecontaminationConfig
 from fivefold.data.curate.step import JudgeStep
@@ -24,18 +22,6 @@ from fivefold.errors import ConfigError
 logger = logging.getLogger(__name__)
 
 _INDEX = "benchmarks.npz"
-
-
-def decontamination_parts(config: DecontaminationConfig | None) -> list[str]:
-    """Return what decides the outcome: the config without paths, and the files' contents.
-
-    Raises:
-        MissingFileError, ConfigError: as `find_benchmarks`.
-    """
-    if config is None:
-        return []
-    rule = config.model_copy(update={"benchmarks": ("any",)})
-    return [hash_config(rule), digest_benchmarks(config.benchmarks)]
 
 
 class BuildBenchmarkIndex(PipelineStep):
@@ -77,10 +63,15 @@ class Decontaminate(JudgeStep):
     """Drop the documents that hold an item of a benchmark, or cut it out."""
 
     def __init__(
-        self, config: DecontaminationConfig, index: Path, accounts: Path, page_seconds: float
+        self,
+        config: DecontaminationConfig,
+        index: Path,
+        accounts: Path,
+        page_seconds: float,
+        name: str = "benchmarks",
     ) -> None:
         """See `JudgeStep`; `index` is the folder that `BuildBenchmarkIndex` wrote into."""
-        super().__init__("benchmarks", accounts, page_seconds)
+        super().__init__(name, accounts, page_seconds)
         self.config = config
         self.index = str(index)
 

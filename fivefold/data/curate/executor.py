@@ -1,7 +1,8 @@
-"""Local executor of datatrove without its console log: accounts tell what a run did.
+"""Executors of datatrove without their console log: accounts tell what a run did.
 
 Errors still come out as exceptions, from worker processes too. Progress is read off the markers
-that finished tasks leave, so that it is right for any number of workers.
+that finished tasks leave, so that it is right for any number of workers; the same markers make a
+relaunch redo only what is missing, on whatever executor. See `cluster` for Slurm and Ray.
 """
 
 import threading
@@ -14,6 +15,7 @@ from datatrove.pipeline.base import PipelineStep
 from datatrove.utils.stats import PipelineStats
 from loguru import logger
 
+from fivefold.data.curate.cluster_config import ExecutorConfig
 from fivefold.stage import Track
 
 _LOOK_SECONDS = 0.2
@@ -43,13 +45,23 @@ def run_tasks(
     workers: int,
     log: Path,
     track: Track | None = None,
+    config: ExecutorConfig | None = None,
 ) -> None:
-    """Run the tasks of a stage that have not been finished; `log` holds their markers."""
-    executor = QuietExecutor(
-        pipeline=list(steps), tasks=tasks, workers=workers, logging_dir=str(log)
-    )
+    """Run the tasks of a stage that have not been finished; `log` holds their markers.
+
+    Raises:
+        ConfigError: Slurm's commands, or Ray, are not there.
+        ClusterError: tasks did not finish on Slurm or Ray.
+    """
     with _watch(stage, tasks, log / "completions", track):
-        executor.run()
+        if config is None or config.kind == "local":
+            QuietExecutor(
+                pipeline=list(steps), tasks=tasks, workers=workers, logging_dir=str(log)
+            ).run()
+        else:
+            from fivefold.data.curate.cluster import run_on_cluster
+
+            run_on_cluster(stage, steps, tasks, workers, log, config)
 
 
 @contextmanager

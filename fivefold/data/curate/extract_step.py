@@ -20,7 +20,7 @@ from fivefold.data.curate.page_process import PageProcess
 from fivefold.data.curate.raw_page import RawPage, read_shard
 from fivefold.data.curate.shard import Shard
 from fivefold.data.curate.step import JudgeStep, document_to_page, page_to_document
-from fivefold.data.curate.verdict import Verdict
+from fivefold.data.curate.verdict import Edit, Verdict
 from fivefold.data.curate.web_page import extract_page
 from fivefold.data.document import document_id, document_writer
 from fivefold.data.extract import clean_text
@@ -114,24 +114,31 @@ class ExtractText(JudgeStep):
         form, charset, refusal, furniture = raw
         if refusal:
             return Verdict(page.text, refusal)
-        extract = self._process.extract if form == "html" else extract_page
+        # Parsers of other people's formats may hang or crash; our own code cannot.
+        extract = self._process.extract if form in ("html", "pdf") else extract_page
         extracted = extract(
-            page.text.encode("latin-1"), form, charset, main_content=self.config.main_content
+            page.text.encode("latin-1"),
+            form,
+            charset,
+            main_content=self.config.main_content,
+            extractor=self.config.extractor,
         )
         page.metadata["lang"] = page.metadata["lang"] or extracted.lang
         if extracted.title:
             page.metadata["meta"]["title"] = extracted.title
         return self._settle(
-            page, re.sub(furniture, "", extracted.text) if furniture else extracted.text
+            page,
+            re.sub(furniture, "", extracted.text) if furniture else extracted.text,
+            extracted.edits,
         )
 
-    def _settle(self, page: Page, text: str) -> Verdict:
+    def _settle(self, page: Page, text: str, edits: tuple[Edit, ...] = ()) -> Verdict:
         if not text.strip():
             return Verdict(page.text, "extract.empty")
         if text.count("\ufffd") > self.config.max_replaced * len(text):
             place = text.index("\ufffd")
             return Verdict(text, "extract.undecodable", (place, place + 1))
-        return Verdict(text)
+        return Verdict(text, edits=edits)
 
 
 class WriteTask(PipelineStep):

@@ -18,8 +18,8 @@ import traceback
 from types import TracebackType
 from typing import IO, Any, Self
 
-from fivefold.data.curate.web_page import Extracted, extract_page
-from fivefold.data.extract import Form
+from fivefold.data.curate.web_page import Extracted, Extractor, PageForm, extract_page
+from fivefold.errors import ConfigError
 
 _LENGTH = struct.Struct("<Q")
 
@@ -47,17 +47,26 @@ class PageProcess:
     ) -> None:
         self._end()
 
-    def extract(self, content: bytes, form: Form, charset: str, *, main_content: bool) -> Extracted:
+    def extract(
+        self,
+        content: bytes,
+        form: PageForm,
+        charset: str,
+        *,
+        main_content: bool,
+        extractor: Extractor = "resiliparse",
+    ) -> Extracted:
         """Return what `extract_page` returns.
 
         Raises:
+            ConfigError: a package is missing, for this page and for all others of its kind.
             PageProcessError: with the child's trace, or with what ended it.
         """
         child = self._child or self._begin()
         assert child.stdin, "the child was begun with pipes"
         assert child.stdout, "the child was begun with pipes"
         try:
-            _send(child.stdin, (content, form, charset, main_content, self._seconds))
+            _send(child.stdin, (content, form, charset, main_content, extractor, self._seconds))
             answer = _receive(child.stdout)
         except (BrokenPipeError, EOFError):
             answer = None
@@ -67,6 +76,8 @@ class PageProcess:
             raise
         if isinstance(answer, Extracted):
             return answer
+        if isinstance(answer, ConfigError):
+            raise answer
         raise PageProcessError(answer or self._what_ended())
 
     def _begin(self) -> "subprocess.Popen[bytes]":
@@ -118,12 +129,16 @@ def serve(questions: IO[bytes], answers: IO[bytes]) -> None:
     """Answer pages until there are no more."""
     while True:
         try:
-            content, form, charset, main_content, seconds = _receive(questions)
+            content, form, charset, main_content, extractor, seconds = _receive(questions)
         except EOFError:
             return
         signal.setitimer(signal.ITIMER_VIRTUAL, seconds)
         try:
-            answer: object = extract_page(content, form, charset, main_content=main_content)
+            answer: object = extract_page(
+                content, form, charset, main_content=main_content, extractor=extractor
+            )
+        except ConfigError as error:
+            answer = error
         # The trace goes to the parent, which quarantines the page.
         except Exception:  # noqa: BLE001
             answer = traceback.format_exc()

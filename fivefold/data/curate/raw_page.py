@@ -14,9 +14,9 @@ from fivefold.data.archive import read_members
 from fivefold.data.curate.config import ExtractConfig
 from fivefold.data.curate.shard import Shard, page_form
 from fivefold.data.curate.warc import read_warc
-from fivefold.data.curate.web_page import extract_page
+from fivefold.data.curate.web_page import PageForm, extract_page
 from fivefold.data.document import Document, document_id, read_documents
-from fivefold.data.extract import Form, extract_texts
+from fivefold.data.extract import extract_texts
 from fivefold.errors import CorruptFileError, StorageError
 
 logger = logging.getLogger(__name__)
@@ -30,7 +30,7 @@ class RawPage:
 
     url: str
     content: bytes
-    form: Form = "html"
+    form: PageForm = "html"
     charset: str = ""
     """As its server declared it; empty if unknown."""
     date: str = ""
@@ -69,7 +69,11 @@ def read_texts(shards: Sequence[Shard], config: ExtractConfig) -> Iterator[Docum
         for found in read_shard(shard, config):
             if isinstance(found, RawPage):
                 extracted = extract_page(
-                    found.content, found.form, found.charset, main_content=config.main_content
+                    found.content,
+                    found.form,
+                    found.charset,
+                    main_content=config.main_content,
+                    extractor=config.extractor,
                 )
                 name = document_id(shard.source, found.url)
                 found = Document(name, extracted.text, shard.source, found.url, shard.lang)
@@ -97,7 +101,7 @@ def _read_page(shard: Shard, config: ExtractConfig) -> Iterator[RawPage | Docume
 
 
 def _pages(
-    shard: Shard, url: str, content: bytes, form: Form, config: ExtractConfig
+    shard: Shard, url: str, content: bytes, form: PageForm, config: ExtractConfig
 ) -> Iterator[RawPage | Document]:
     if len(content) > config.max_page_bytes:
         yield RawPage(url, b"", form, refusal="extract.too_large")
@@ -112,7 +116,7 @@ def _pages(
 
 def _read_warc(shard: Shard, config: ExtractConfig) -> Iterator[RawPage]:
     for response in read_warc(shard.path, config.max_page_bytes):
-        form: Form = "text" if response.form == "text" else "html"
+        form: PageForm = response.form or "html"
         page = RawPage(response.url, response.content, form, response.charset, response.date)
         if max(response.size_bytes, len(response.content)) > config.max_page_bytes:
             yield replace(page, content=b"", refusal="extract.too_large")

@@ -1,11 +1,13 @@
 """A run of curation: its stages' folders, what their tasks leave, and de-duplication in the middle.
 
-What the recipes have in common. A stage is a list of datatrove steps in a folder of its own, named
-by a hash of its configs and of all that went into it: so a relaunch redoes only tasks that did not
-finish, a changed config only what is downstream, and a changed input everything.
+What the recipes have in common, benchmark items included. A stage is a list of datatrove steps in a
+folder of its own, named by a hash of its configs and of all that went into it: so a relaunch redoes
+only tasks that did not finish, a changed config only what is downstream, and a changed input
+everything.
 """
 
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,6 +22,10 @@ from fivefold.stage import Track
 
 if TYPE_CHECKING:
     from datatrove.pipeline.base import PipelineStep
+
+    from fivefold.data.curate.step import JudgeStep
+
+logger = logging.getLogger(__name__)
 
 
 class CurationRun:
@@ -41,7 +47,15 @@ class CurationRun:
         from fivefold.data.curate.executor import run_tasks
 
         tasks, log = tasks or self._config.tasks, self.folders[stage] / "log"
-        run_tasks(stage, steps, tasks, min(tasks, self._config.workers), log, self._track)
+        run_tasks(
+            stage,
+            steps,
+            tasks,
+            min(tasks, self._config.workers),
+            log,
+            self._track,
+            self._config.executor,
+        )
 
     def enter(self, stage: str, names: Sequence[str], tasks: int | None = None) -> None:
         """Collect the accounts of a stage's steps."""
@@ -95,6 +109,50 @@ class CurationRun:
         ]
         self.execute("dedup", steps, 1)
         self.enter("dedup", [drop.name], 1)
+        return sorted((folder / "documents").glob("*.jsonl.zst"))
+
+    def index_benchmarks(self) -> None:
+        """Read the benchmarks: first of all, so that their mistakes come before hours of work.
+
+        Uses the folder `benchmarks`.
+        """
+        from fivefold.data.curate.decontaminate_step import BuildBenchmarkIndex
+
+        if self._config.benchmarks is None:
+            logger.info("no `benchmarks`: documents may hold items of them")
+            return
+        builder = BuildBenchmarkIndex(self._config.benchmarks, self.folders["benchmarks"])
+        self.execute("benchmarks", [builder], 1)
+
+    def benchmark_steps(self, stage: str) -> "list[JudgeStep]":
+        """Return what takes benchmark items out of a stage's documents; nothing without a list."""
+        from fivefold.data.curate.decontaminate_step import Decontaminate
+
+        if self._config.benchmarks is None:
+            return []
+        index, accounts = self.folders["benchmarks"], self.folders[stage] / "accounts"
+        return [Decontaminate(self._config.benchmarks, index, accounts, self._config.page_seconds)]
+
+    def decontaminate(self, files: list[Path]) -> list[Path]:
+        """Take benchmark items out of `files`; return the files of what is left.
+
+        Uses the folder `decontaminate`, and leaves a summary there.
+        """
+        from fivefold.data.curate.extract_step import WriteTask
+        from fivefold.data.curate.step import ReadDocuments
+        from fivefold.data.curate.summary import Summarise
+
+        folder, judges = self.folders["decontaminate"], self.benchmark_steps("decontaminate")
+        if not judges:
+            return files
+        steps: list[PipelineStep] = [
+            ReadDocuments(files),
+            *judges,
+            Summarise(folder / "summary"),
+            WriteTask(folder / "documents"),
+        ]
+        self.execute("decontaminate", steps, len(files))
+        self.enter("decontaminate", [judge.name for judge in judges], len(files))
         return sorted((folder / "documents").glob("*.jsonl.zst"))
 
 

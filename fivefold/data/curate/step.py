@@ -29,6 +29,7 @@ from fivefold.data.curate.language import load_identifier
 from fivefold.data.curate.url import read_domains, url_reason
 from fivefold.data.curate.verdict import Verdict
 from fivefold.data.document import Document, read_documents
+from fivefold.errors import ConfigError
 
 
 class PageTimeoutError(Exception):
@@ -122,6 +123,8 @@ class JudgeStep(PipelineStep):
             try:
                 with time_limit(self.page_seconds):
                     verdict = judge_page(page)
+            except ConfigError:  # no page is to blame: a package or a model is missing
+                raise
             # Whatever a page does to a step, the other pages go on; the trace is kept and counted.
             except Exception as error:  # noqa: BLE001
                 account.quarantine(page.id, url, error)

@@ -12,17 +12,23 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Literal
 
 import zstandard
 
+from fivefold.data.curate.web_page import PageForm
 from fivefold.errors import CorruptFileError
 
 if TYPE_CHECKING:
     from fastwarc.warc import WarcRecord
 
 _DAMAGE = (EOFError, OSError, ValueError, zlib.error, zstandard.ZstdError)
-_TEXTS = {"text/html": "html", "application/xhtml+xml": "html", "text/plain": "text"}
+_TEXTS: dict[str, PageForm] = {
+    "text/html": "html",
+    "application/xhtml+xml": "html",
+    "text/plain": "text",
+    "application/pdf": "pdf",
+}
 _READ_BYTES = 1 << 20
 
 
@@ -32,8 +38,8 @@ class Response:
 
     url: str
     content: bytes
-    form: str
-    """`html` or `text`; empty for any other type of content."""
+    form: PageForm | Literal[""]
+    """Empty for any other type of content."""
     charset: str
     """As the server declared it; empty if it did not."""
     status: int

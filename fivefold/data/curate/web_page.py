@@ -9,15 +9,35 @@ Surprise: alternative texts of images stay out; with them the F1 on article page
 """
 
 import codecs
+import re
 from dataclasses import dataclass
+from typing import Literal
 
 from resiliparse.extract.html2text import extract_plain_text
 from resiliparse.parse.encoding import detect_encoding, map_encoding_to_html5
 from resiliparse.parse.html import HTMLTree
 
+from fivefold.data.curate.pdf_page import missing_extra, read_pdf
+from fivefold.data.curate.verdict import Edit
 from fivefold.data.extract import Form, clean_text, strip_gutenberg
 
+PageForm = Literal[Form, "pdf"]
+"""How the bytes of one page hold text."""
+Extractor = Literal["resiliparse", "auto", "trafilatura"]
+"""What finds the main content of HTML; `auto` chooses by the page."""
+
 _TITLE_CHARACTERS = 300
+_FURNITURE = re.compile(
+    r"<(nav|aside|footer|script|style|form)\b.*?</\1\s*>", re.DOTALL | re.IGNORECASE
+)
+_LINK = re.compile(r"<a\b.*?</a\s*>", re.DOTALL | re.IGNORECASE)
+_MAIN_SHARE = 0.9
+"""Least share of a declared main part's prose; on Python's documentation three pages in four keep
+more than 0.96, and those below 0.9 lost chapters or are lists of links."""
+_VISIBLE_SHARE = 0.5
+"""Share of a page's prose below which `auto` asks trafilatura; ours, without a source."""
+_VISIBLE_CHARACTERS = 250
+"""Prose below which there is nothing to ask for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,21 +48,78 @@ class Extracted:
     title: str = ""
     lang: str = ""
     """As the page declares it, the part before the first hyphen; empty if it does not."""
+    edits: tuple[Edit, ...] = ()
+    """Lines of text that were taken out."""
 
 
 def extract_page(
-    content: bytes, form: Form, charset: str = "", *, main_content: bool = True
+    content: bytes,
+    form: PageForm,
+    charset: str = "",
+    *,
+    main_content: bool = True,
+    extractor: Extractor = "resiliparse",
 ) -> Extracted:
-    """Return the text of a page, cleaned, with its title and declared language."""
+    """Return the text of a page, cleaned, with its title and declared language.
+
+    Raises:
+        ConfigError: a package of the extra `extract` is needed and not installed.
+        PdfError: a PDF cannot be read.
+    """
+    if form == "pdf":
+        found = read_pdf(content)
+        title = " ".join(clean_text(found.title).split())[:_TITLE_CHARACTERS]
+        return Extracted(clean_text(found.text), title, edits=found.edits)
     decoded = decode_page(content, charset, html=form == "html")
     if form != "html":
         return Extracted(clean_text(strip_gutenberg(decoded) if form == "gutenberg" else decoded))
     tree = HTMLTree.parse(decoded)
-    text = extract_plain_text(
-        tree, main_content=main_content, alt_texts=False, links=False, preserve_formatting=True
-    )
+    text = _main_text(decoded, tree, extractor) if main_content else _plain_text(tree)
     title = " ".join(clean_text(tree.title or "").split())[:_TITLE_CHARACTERS]
     return Extracted(clean_text(text), title, _declared_language(tree))
+
+
+def _main_text(html: str, tree: HTMLTree, extractor: Extractor) -> str:
+    if extractor == "trafilatura":
+        return _ask_trafilatura(html)
+    text = _plain_text(tree, main_content=True)
+    found = _size(text)
+    parts = tree.document.query_selector_all('main, [role="main"]') if tree.document else ()
+    if len(parts) == 1:
+        if found >= _MAIN_SHARE * _size(parts[0].text or ""):
+            return text
+        part = _FURNITURE.sub("", parts[0].html or "")
+        if found < _MAIN_SHARE * _prose_size(part):
+            return _plain_text(HTMLTree.parse(part))
+        return text
+    if extractor == "auto":
+        prose = _prose_size(_FURNITURE.sub("", html))
+        if prose >= _VISIBLE_CHARACTERS and found < _VISIBLE_SHARE * prose:
+            return max(text, _ask_trafilatura(html), key=_size)
+    return text
+
+
+def _plain_text(tree: HTMLTree, *, main_content: bool = False) -> str:
+    return extract_plain_text(
+        tree, main_content=main_content, alt_texts=False, links=False, preserve_formatting=True
+    )
+
+
+def _prose_size(html: str) -> int:
+    """Count the characters that are no links: a list of links may go, what it leads to stays."""
+    return _size(_plain_text(HTMLTree.parse(_LINK.sub("", html))))
+
+
+def _size(text: str) -> int:
+    return sum(map(len, text.split()))
+
+
+def _ask_trafilatura(html: str) -> str:
+    try:
+        import trafilatura
+    except ImportError as error:
+        raise missing_extra("trafilatura", error) from error
+    return trafilatura.extract(html, include_comments=True, include_tables=True) or ""
 
 
 def decode_page(content: bytes, charset: str = "", *, html: bool = True) -> str:

@@ -9,8 +9,8 @@ from typing import Literal
 
 import pydantic
 
-from fivefold.config import Config, Runtime
-from fivefold.data.curate.config import ExtractConfig, Share
+from fivefold.config import Config
+from fivefold.data.curate.config import EngineConfig, ExtractConfig, Share
 from fivefold.errors import ConfigError
 
 Variant = Literal[

@@ -1,10 +1,12 @@
 """The recipe of long documents for mid-training, from files of any kind to sequences and accounts.
 
-`extract` reads and cleans, `library` (one task) drops copies, cuts and embeds; `score` measures
+`extract` reads, cleans and, where there is a list of benchmarks, takes their items out: before
+documents are cut, so that one item costs one document and not every sequence that it went into.
+`library` (one task) drops copies, cuts and embeds; `score` measures
 long documents where there is a model; then every method has a stage of its own over the whole
 library: `natural`, `nextlong`, `entropylong`, `interleave`, `repository` and `mrcr`. The accounts
-are a chain of two (`extract`, `unique`) and a fan of methods, each of which accounts for every
-document of the library; `mrcr` for every conversation that was asked for.
+are a chain (`extract`, `benchmarks`, `unique`) and a fan of methods, each of which accounts for
+every document of the library; `mrcr` for every conversation that was asked for.
 
 Folders are named by a hash of what their content depends on, as in `dclm_baseline`: a relaunch
 redoes only tasks that did not finish, another config only what is downstream, and the workers never
@@ -19,10 +21,12 @@ from typing import TYPE_CHECKING
 
 import xxhash
 
-from fivefold.artifact import atomic_write, digest_directory, read_json, write_json
+from fivefold.artifact import atomic_write, digest_directory, write_json
 from fivefold.config import hash_config
-from fivefold.data.curate.account import Account, check_chain, read_accounts
+from fivefold.data.curate.account import check_chain
 from fivefold.data.curate.dclm_baseline import Curated, digest_file
+from fivefold.data.curate.decontaminate import decontamination_parts
+from fivefold.data.curate.run import CurationRun, name_folders
 from fivefold.data.curate.shard import Shard
 from fivefold.data.long.config import LongConfig
 from fivefold.data.long.entropylong import CEILING
@@ -31,8 +35,6 @@ from fivefold.errors import MissingFileError
 from fivefold.stage import Track
 
 if TYPE_CHECKING:
-    from datatrove.pipeline.base import PipelineStep
-
     from fivefold.data.curate.summary import Summary
 
 logger = logging.getLogger(__name__)
@@ -74,26 +76,23 @@ def run_midtrain_long(
     for method, statistics in run.statistics.items():
         logger.info("%s: %s", method, statistics.describe())
     run.warn_of_weak_model()
-    return Curated(documents, run.accounts, summary, run.empty_files())
+    return Curated(documents, run.accounts, summary, run.empty_shards("extract"))
 
 
-class _Run:
+class _Run(CurationRun):
     """The stages one after the other, and the accounts that they leave."""
 
     def __init__(self, folders: dict[str, Path], config: LongConfig, track: Track | None) -> None:
-        self.folders = folders
+        super().__init__(folders, config, track)
         self.config = config
-        self.accounts: dict[str, Account] = {}
         self.statistics: dict[str, Statistics] = {}
-        self._track = track
         self.methods = [name for name in METHODS if getattr(config, name) is not None]
         if not config.model.checkpoint:
             without = [name for name in self.methods if name in _WITH_MODEL]
             self.methods = [name for name in self.methods if name not in _WITH_MODEL]
-            logger.warning(
-                "no `model`: %sthe perplexity of natural documents are left out",
-                "".join(f"{name} and " for name in without),
-            )
+            without += ["the perplexity of natural documents"] if config.natural else []
+            if without:
+                logger.warning("no `model`, and so without %s", " and ".join(without))
         if not (config.tokenizer or config.model.checkpoint):
             logger.warning(
                 "no `tokenizer`: a token is counted as %g characters", config.characters_per_token
@@ -105,18 +104,19 @@ class _Run:
         from fivefold.data.curate.extract_step import ExtractText, ReadShards
         from fivefold.data.long.step import BuildLibrary, ScoreLong
 
+        self.index_benchmarks()
         config, folder = self.config, self.folders["extract"]
         extract = ExtractText(config.extract, folder / "accounts", config.page_seconds)
+        judges = [extract, *self.benchmark_steps("extract")]
         reader = ReadShards(shards, config.extract, folder / "reading")
-        self._execute("extract", [reader, extract, WriteSorted(folder / "documents")])
-        self.accounts["extract"] = read_accounts(folder / "accounts" / "extract", config.tasks)
+        self.execute("extract", [reader, *judges, WriteSorted(folder / "documents")])
+        self.enter("extract", [judge.name for judge in judges])
         library = self.folders["library"]
-        self._execute(
-            "library", [BuildLibrary(folder / "documents", config.tasks, config, library)], 1
-        )
-        self.accounts["unique"] = read_accounts(library / "accounts" / "unique", 1)
+        builder = BuildLibrary(folder / "documents", config.tasks, config, library)
+        self.execute("library", [builder], 1)
+        self.enter("library", ["unique"], 1)
         if self._is_scored:
-            self._execute("score", [ScoreLong(library, config, self.folders["score"])])
+            self.execute("score", [ScoreLong(library, config, self.folders["score"])])
 
     @property
     def _is_scored(self) -> bool:
@@ -126,16 +126,16 @@ class _Run:
         """Run one method's stage."""
         from fivefold.data.long.step import Synthesise
 
-        folder, tasks = self.folders[method], self.config.tasks
+        folder = self.folders[method]
         scores = self.folders["score"] if method == "natural" and self._is_scored else None
         step = Synthesise(method, self.folders["library"], self.config, scores, folder)
-        self._execute(method, [step])
-        self.accounts[method] = read_accounts(folder / "accounts" / method, tasks)
-        self.statistics[method] = read_statistics(folder / "statistics", tasks)
+        self.execute(method, [step])
+        self.enter(method, [method])
+        self.statistics[method] = read_statistics(folder / "statistics", self.config.tasks)
 
     def check(self) -> None:
         """Assert that every method accounts for every document, and that few failed."""
-        before = [(name, self.accounts[name]) for name in ("extract", "unique")]
+        before = [(name, one) for name, one in self.accounts.items() if name not in METHODS]
         for method in self.methods:
             own = [(method, self.accounts[method])]
             chain = own if method == "mrcr" else [*before, *own]
@@ -163,29 +163,16 @@ class _Run:
             whole.add(read_summary(folder, self.config.tasks).to_json())
         return whole
 
-    def empty_files(self) -> list[str]:
-        """Return the input files in which there was no page."""
-        folder = self.folders["extract"] / "reading"
-        tasks = (read_json(folder / f"{task:05d}.json") or {} for task in range(self.config.tasks))
-        return sorted(name for task in tasks for name in task.get("empty", []))
-
-    def _execute(
-        self, stage: str, steps: Sequence["PipelineStep"], tasks: int | None = None
-    ) -> None:
-        from fivefold.data.curate.executor import run_tasks
-
-        tasks, log = tasks or self.config.tasks, self.folders[stage] / "log"
-        run_tasks(stage, steps, tasks, min(tasks, self.config.workers), log, self._track)
-
 
 def long_stage_folders(shards: Sequence[Shard], config: LongConfig, out: Path) -> dict[str, Path]:
     """Return each stage's folder, named by what its content depends on.
 
     Raises:
-        MissingFileError: an input, a tokenizer or a model does not exist.
+        MissingFileError: an input, a benchmark, a tokenizer or a model does not exist.
     """
     files = [{**vars(shard), "path": digest_file(str(shard.path))} for shard in shards]
-    extract = _hash([config.tasks, hash_config(config.extract), files])
+    benchmarks = decontamination_parts(config.benchmarks)
+    extract = _hash([config.tasks, hash_config(config.extract), benchmarks, files])
     model = [_digest_model(config.model.checkpoint), config.model.factory]
     ruler = [_digest_tokenizer(config.tokenizer or config.model.checkpoint)]
     ruler.append(str(config.characters_per_token))
@@ -198,7 +185,8 @@ def long_stage_folders(shards: Sequence[Shard], config: LongConfig, out: Path) -
         parts = [library, shape, own and hash_config(own)]
         parts += [score] if method == "natural" else [model] if method in _WITH_MODEL else []
         folders[method] = _hash(parts)
-    return {name: out / f"{name}-{value[:16]}" for name, value in folders.items()}
+    own_folders = {name: out / f"{name}-{value[:16]}" for name, value in folders.items()}
+    return own_folders | name_folders([], {"benchmarks": benchmarks}, out)
 
 
 def _hash(parts: list) -> str:

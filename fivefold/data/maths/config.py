@@ -18,7 +18,6 @@ from fivefold.data.curate.config import (
     Share,
     UrlConfig,
 )
-from fivefold.data.curate.decontaminate_config import DecontaminationConfig
 from fivefold.data.long.config import ModelSource
 from fivefold.errors import ConfigError
 
@@ -206,8 +205,6 @@ class MathsConfig(EngineConfig):
     """Drop pages that a program filled in."""
     machine_text: MachineTextConfig | None = MachineTextConfig()
     """Drop text that a language model wrote."""
-    benchmarks: DecontaminationConfig | None = None
-    """Drop what holds benchmark items; there is no list of benchmarks without its files."""
     chunks: ChunkConfig = ChunkConfig()
     """Long documents in parts."""
     scorer: ScorerConfig = ScorerConfig()

@@ -18,6 +18,7 @@ from fivefold.artifact import digest_directory, read_json, write_json
 from fivefold.config import Config
 from fivefold.data.curate.account import check_chain
 from fivefold.data.curate.dclm_baseline import Curated, digest_file, digest_shards
+from fivefold.data.curate.decontaminate import decontamination_parts
 from fivefold.data.curate.run import CurationRun, name_folders
 from fivefold.data.curate.shard import Shard, find_shards
 from fivefold.data.long.config import ModelSource
@@ -84,18 +85,13 @@ class _Run:
 
     def prepare(self) -> None:
         """Make what depends on no page: first, so that its mistakes come before hours of work."""
-        from fivefold.data.curate.decontaminate_step import BuildBenchmarkIndex
         from fivefold.data.maths.step import FitDetector
 
         config, folders = self.config, self.folders
         if config.machine_text:
             parts = (self.human, self.machine, config.machine_text)
             self.stages.execute("detector", [FitDetector(*parts, folders["detector"])], 1)
-        if config.benchmarks is None:
-            logger.warning("no `benchmarks`: documents may hold items of them")
-            return
-        builder = BuildBenchmarkIndex(config.benchmarks, folders["benchmarks"])
-        self.stages.execute("benchmarks", [builder], 1)
+        self.stages.index_benchmarks()
 
     def extract(self) -> None:
         """Read raw pages, refuse addresses, extract text with formulas."""
@@ -134,7 +130,8 @@ class _Run:
         from fivefold.data.curate.extract_step import WriteTask
         from fivefold.data.curate.step import ReadDocuments
 
-        steps = [*self._templates(files), *self._machine_text(), *self._benchmarks()]
+        steps = [*self._templates(files), *self._machine_text()]
+        steps += self.stages.benchmark_steps("refuse")
         folder = self.folders["refuse"]
         writer = WriteTask(folder / "documents")
         self.stages.execute("refuse", [ReadDocuments(files), *steps, writer], len(files))
@@ -162,15 +159,6 @@ class _Run:
             return []
         detector, seconds = self.folders["detector"], self.config.page_seconds
         return [DropMachineText(config, detector, accounts, seconds)]
-
-    def _benchmarks(self) -> list["JudgeStep"]:
-        from fivefold.data.curate.decontaminate_step import Decontaminate
-
-        config, accounts = self.config.benchmarks, self.folders["refuse"] / "accounts"
-        if config is None:
-            return []
-        index, seconds = self.folders["benchmarks"], self.config.page_seconds
-        return [Decontaminate(config, index, accounts, seconds)]
 
     def score(self, files: list[Path]) -> None:
         """Label a sample, learn from it, score everything."""
@@ -295,8 +283,6 @@ def maths_stage_folders(
     Raises:
         MissingFileError: an input, a benchmark, a list or a model does not exist.
     """
-    from fivefold.data.curate.decontaminate_step import decontamination_parts
-
     own = config.machine_text
     detector: list[Config | object] = [
         own and own.model_copy(update={"human": (), "machine": ()}),

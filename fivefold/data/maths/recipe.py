@@ -19,4 +19,6 @@ def _run(shards: Sequence[Shard], config: MathsConfig, out: Path, track: Track |
     return run_glm5_math(shards, config, out, track)
 
 
-GLM5_MATH = Recipe(MathsConfig, _run)
+GLM5_MATH = Recipe(
+    MathsConfig, _run, default_sources=("mpmath-doc", "statsmodels-doc", "sympy-doc")
+)

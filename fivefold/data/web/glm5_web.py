@@ -4,11 +4,11 @@ GLM-5 (section 2.2): a classifier on sentence embeddings adds pages that DCLM's 
 for world knowledge keeps pages of medium and low quality that state facts. GLM-4.5 (section 2.2):
 pages by tiers of quality, the best seen 3.2 times, the lowest left out.
 
-After the stages of `dclm_baseline` up to `dedup`: `learn_quality` and `score` (fastText), `learn`
-and `assess` (vectors, of a sample where there are more documents than can be embedded), `tier` (all
-scores at once) and `select`. What a config names is not learned. Scores lie in side files, so that
-other tiers ask no model again. The result depends on documents and configs alone, not on files,
-tasks or workers.
+After the stages of `dclm_baseline` up to `decontaminate`: `learn_quality` and `score` (fastText),
+`learn` and `assess` (vectors, of a sample where there are more documents than can be embedded),
+`tier` (all scores at once) and `select`. What a config names is not learned. Scores lie in side
+files, so that other tiers ask no model again. The result depends on documents and configs alone,
+not on files, tasks or workers.
 """
 
 import shutil
@@ -182,4 +182,5 @@ def web_stage_folders(
         "tier": [embedding, knowledge, [tier.model_dump() for tier in config.tiers], quantiles],
         "select": [],
     }
-    return name_folders(digest_shards(shards, config.tasks), parts, out)
+    folders = name_folders(digest_shards(shards, config.tasks), parts, out)
+    return folders | name_folders([], {"benchmarks": parts["decontaminate"]}, out)

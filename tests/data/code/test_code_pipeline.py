@@ -184,8 +184,9 @@ def test_changed_config_or_commit_changes_what_is_downstream_only(
     assert changed(pack=PackConfig(max_characters=5000)) == ["pack"]
     assert changed(tiers=TierConfig(low_share=0)) == ["select", "pack"]
     assert changed(issues=None) == ["issues"]
-    assert changed(heuristics=None) == list(base)[1:-1]
-    assert changed(tasks=9) == list(base)
+    assert changed(heuristics=None) == list(base)[1:-2]
+    # The index of benchmarks hangs on their files alone.
+    assert changed(tasks=9) == [name for name in base if name != "benchmarks"]
     digests = [digest_repository(shard) for shard in shards]
     assert len(set(digests)) == len(digests)
 

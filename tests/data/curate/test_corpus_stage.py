@@ -19,8 +19,10 @@ from fivefold.data.curate.shard import find_shards
 from fivefold.data.document import Document, document_id, document_writer, read_documents
 from fivefold.data.loader import open_loader
 from fivefold.data.long.config import IndexConfig, LongConfig, NextLongConfig
+from fivefold.data.maths.config import MathsConfig, SelectConfig
 from fivefold.data.packed_source import open_sources
 from fivefold.data.stages import TokenizerStage, TokensStage
+from fivefold.data.web.config import ReferenceConfig, WebConfig
 from fivefold.errors import ConfigError
 from fivefold.metrics import StageMetrics, read_metrics
 from fivefold.stage import Selection, Stage, StageContext, run_stages
@@ -267,3 +269,39 @@ def test_groups_are_ordered_by_name_whatever_comes_first(tmp_path: Path):
 def test_every_recipe_has_its_field():
     fields = CurateStageConfig.model_fields
     assert set(recipe_table()) <= set(fields)
+
+
+def test_pages_in_tiers_come_from_the_web_and_the_maths_recipe(
+    tmp_path: Path, files: tuple[str, ...], english: Callable[[int], str]
+):
+    good = tmp_path / "good.jsonl.zst"
+    with document_writer(good) as append:
+        for number in range(1000, 1040):
+            append(Document(str(number), english(number), "good", str(number)))
+    parts = {
+        "glm5_web": WebConfig(
+            tasks=2,
+            reference=ReferenceConfig(quality=(str(good),)),
+            training=ClassifierTrainingConfig(dim=10, buckets=1000, heldout_share=0.4),
+            embedding=None,
+            knowledge=None,
+        ),
+        "glm5_math": MathsConfig(
+            tasks=2, admit=None, templates=None, machine_text=None, select=SelectConfig()
+        ),
+    }
+    # Pages without any maths have the same mark, and so one tier.
+    expected = {"glm5_web": {"top", "high", "middle"}, "glm5_math": {"high"}}
+    for name, part in parts.items():
+        config = CurateStageConfig.model_validate(
+            {"files": files, "dclm_baseline": None, "heldout_bytes": 0, name: part}
+        )
+        corpus = run(tmp_path / name, config) / "corpus"
+        train = list(read_documents(corpus / "train.jsonl.zst"))
+        tiers = json.loads((corpus / "tiers.json").read_text())
+        assert set(tiers) == {one.meta["tier"] for one in train} == expected[name]
+        for tier, facts in tiers.items():
+            mine = [one for one in train if one.meta["tier"] == tier]
+            assert facts["documents"] == len(mine)
+            assert {one.meta["epochs"] for one in mine} == {facts["epochs"]}
+        assert list(json.loads((corpus / "accounts.json").read_text())) == [name]

@@ -22,16 +22,13 @@ from fivefold.data.curate.decontaminate import (
     BenchmarkIndex,
     build_index,
     decontaminate,
+    decontamination_parts,
     plain_words,
     read_index,
     write_index,
 )
 from fivefold.data.curate.decontaminate_config import DecontaminationConfig
-from fivefold.data.curate.decontaminate_step import (
-    BuildBenchmarkIndex,
-    Decontaminate,
-    decontamination_parts,
-)
+from fivefold.data.curate.decontaminate_step import BuildBenchmarkIndex, Decontaminate
 from fivefold.data.curate.step import document_to_page
 from fivefold.data.document import Document
 from fivefold.errors import ConfigError, CorruptFileError, MissingFileError

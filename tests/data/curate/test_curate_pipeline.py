@@ -177,14 +177,17 @@ def test_changed_config_or_input_changes_what_is_downstream_only(tmp_path: Path)
     files = write(tmp_path, [document("text", "u")], 1)
     base = folders_of(files, CONFIG, tmp_path)
     no_bloom = folders_of(files, CONFIG.model_copy(update={"bloom": None}), tmp_path)
-    assert [name for name in base if base[name] != no_bloom[name]] == ["dedup", "score", "select"]
+    changed = [name for name in base if base[name] != no_bloom[name]]
+    assert changed == ["dedup", "decontaminate", "score", "select"]
     no_hash = folders_of(files, CONFIG.model_copy(update={"minhash": None}), tmp_path)
-    assert [name for name in base if base[name] != no_hash[name]] == list(base)[2:]
+    later = [name for name in list(base)[2:] if name != "benchmarks"]
+    assert [name for name in base if base[name] != no_hash[name]] == later
     more_workers = CONFIG.model_copy(update={"workers": 7})
     assert folders_of(files, more_workers, tmp_path) == base
     write(tmp_path, [document("other text", "u")], 1)
-    changed = folders_of(files, CONFIG, tmp_path)
-    assert not set(changed.values()) & set(base.values())
+    other = folders_of(files, CONFIG, tmp_path)
+    # The index of benchmarks hangs on their files alone.
+    assert set(other.values()) & set(base.values()) == {base["benchmarks"]}
 
 
 def test_parts_can_be_left_out(tmp_path: Path, corpus: list[Document]):

@@ -163,9 +163,9 @@ def test_catalogue_names_stand_for_their_files():
 def test_sources_that_cannot_be_are_named(tmp_path: Path):
     with pytest.raises(MissingFileError, match="sqlite-doc"):
         find_shards(["no-such-source"])
-    (tmp_path / "a.pdf").write_bytes(b"%PDF")
+    (tmp_path / "a.docx").write_bytes(b"PK")
     with pytest.raises(ConfigError, match=r"\.parquet"):
-        find_shards([tmp_path / "a.pdf"])
+        find_shards([tmp_path / "a.docx"])
     with pytest.raises(ConfigError, match="below"):
         find_shards([tmp_path])
 

@@ -1,0 +1,123 @@
+"""Data sets of the Hub, from a small server of the same interface on this machine."""
+
+import hashlib
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pyarrow
+import pyarrow.parquet as parquet
+import pytest
+
+from fivefold.data.curate.config import ExtractConfig
+from fivefold.data.curate.raw_page import read_texts
+from fivefold.data.curate.shard import find_shards
+from fivefold.errors import ConfigError, DownloadError
+
+COMMIT = "0123abcd"
+
+
+class Hub:
+    """What the server holds, and what it was asked."""
+
+    def __init__(self, files: dict[str, bytes]) -> None:
+        self.files = files
+        self.sent: dict[str, bytes] = {}
+        self.asked: list[str] = []
+        self.address = ""
+
+
+@pytest.fixture
+def hub(tmp_path: Path) -> Iterator[Hub]:
+    rows = tmp_path / "rows.parquet"
+    parquet.write_table(pyarrow.table({"text": ["The first.", "The second."]}), rows)
+    line = json.dumps({"text": "The third.", "id": "3", "source": "x", "url": "u"}) + "\n"
+    hub = Hub({"data/a.parquet": rows.read_bytes(), "b.jsonl": line.encode(), "README.md": b"x"})
+
+    class Answer(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            hub.asked.append(self.path)
+            begin = f"/datasets/me/pages/resolve/{COMMIT}/"
+            if self.path.startswith("/api/datasets/me/pages/revision/main"):
+                siblings = [
+                    {
+                        "rfilename": name,
+                        "size": len(content),
+                        "lfs": {"sha256": hashlib.sha256(content).hexdigest()},
+                    }
+                    for name, content in hub.files.items()
+                ]
+                self._send(200, json.dumps({"sha": COMMIT, "siblings": siblings}).encode())
+            elif (name := self.path.removeprefix(begin)) in hub.files:
+                self._send(200, hub.sent.get(name, hub.files[name]))
+            else:
+                self._send(404, b"{}")
+
+        def _send(self, status: int, content: bytes) -> None:
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+        def log_message(self, format: str, *args: object) -> None:  # noqa: A002
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Answer) as server:
+        hub.address = f"http://127.0.0.1:{server.server_port}"
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield hub
+        server.shutdown()
+        thread.join()
+
+
+def texts(cache: Path, address: str, given: str = "hf:me/pages") -> list[str]:
+    shards = find_shards([given], str(cache), hub=address)
+    return [document.text for document in read_texts(shards, ExtractConfig())]
+
+
+def test_rows_come_out_and_the_second_time_without_a_network(tmp_path: Path, hub: Hub):
+    expected = ["The third.", "The first.", "The second."]
+    assert texts(tmp_path / "cache", hub.address) == expected
+    assert not any("README" in path for path in hub.asked)
+    count = len(hub.asked)
+    assert texts(tmp_path / "cache", "http://127.0.0.1:9") == expected
+    assert len(hub.asked) == count
+
+
+def test_a_file_that_changed_in_the_cache_is_fetched_again(tmp_path: Path, hub: Hub):
+    expected = texts(tmp_path / "cache", hub.address)
+    (path,) = (tmp_path / "cache").rglob("b.jsonl")
+    path.write_bytes(b"#" * path.stat().st_size)
+    hub.asked.clear()
+    assert texts(tmp_path / "cache", hub.address) == expected
+    assert [one for one in hub.asked if "resolve" in one] == [
+        f"/datasets/me/pages/resolve/{COMMIT}/b.jsonl"
+    ]
+
+
+def test_a_file_that_arrives_altered_is_refused(tmp_path: Path, hub: Hub):
+    hub.sent["b.jsonl"] = hub.files["b.jsonl"][:-5]
+    with pytest.raises(DownloadError, match=r"b\.jsonl"):
+        texts(tmp_path / "cache", hub.address)
+    assert not list((tmp_path / "cache").rglob("*b.jsonl"))
+
+
+def test_what_cannot_be_had_is_named(tmp_path: Path, hub: Hub):
+    with pytest.raises(DownloadError, match="404"):
+        texts(tmp_path, hub.address, "hf:me/nothing")
+    with pytest.raises(DownloadError, match="name their directory instead"):
+        texts(tmp_path / "cache", "http://127.0.0.1:9")
+    with pytest.raises(ConfigError, match="OWNER/NAME"):
+        texts(tmp_path, hub.address, "hf:../x")
+    hub.files = {"README.md": b"x"}
+    with pytest.raises(ConfigError, match=r"\.parquet"):
+        texts(tmp_path, hub.address)
+
+
+def test_names_that_leave_their_folder_are_refused(tmp_path: Path, hub: Hub):
+    hub.files = {"../../evil.jsonl": b"{}"}
+    with pytest.raises(DownloadError, match="leave their folder"):
+        texts(tmp_path / "cache", hub.address)
