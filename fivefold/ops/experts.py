@@ -39,7 +39,7 @@ def run_experts(
     """Compute `reference` with grouped matrix products and a hand-written backward."""
     if torch.is_grad_enabled():
         return _Experts.apply(x_TD, chosen_TA, weight_TA, gate_up_EFD, down_EDF)
-    return _run(x_TD, chosen_TA, weight_TA, gate_up_EFD, down_EDF)[0]
+    return run_pairs(x_TD, chosen_TA, weight_TA, gate_up_EFD, down_EDF)[0]
 
 
 class Pairs(NamedTuple):
@@ -85,7 +85,7 @@ def sort_pairs(chosen_TA: Tensor, experts: int) -> Pairs:
     return Pairs(token_P, place.view_as(chosen_TA), parts, padding)
 
 
-def _run(
+def run_pairs(
     x_TD: Tensor, chosen_TA: Tensor, weight_TA: Tensor, gate_up_EFD: Tensor, down_EDF: Tensor
 ) -> tuple[Tensor, Pairs, list[Tensor]]:
     """Return the output, the pairs, and x, hidden, activation and weight of each pair."""
@@ -94,14 +94,14 @@ def _run(
     x_PD = x_TD.index_select(0, pairs.token_P)
     for part in pairs.padding:
         x_PD[part].zero_()
-    hidden_PF = _grouped(x_PD, gate_up_EFD.mT, pairs.parts)
+    hidden_PF = grouped_product(x_PD, gate_up_EFD.mT, pairs.parts)
     weight_P = weight_TA.new_zeros(len(x_PD))
     weight_P[pairs.place_TA.flatten()] = weight_TA.flatten()
     weight_P = weight_P.to(x_TD.dtype)
     act_PF = F.silu(hidden_PF[:, :width]).mul_(hidden_PF[:, width:])
     weighted_PF = act_PF * weight_P[:, None]
-    y_PD = _grouped(weighted_PF, down_EDF.mT, pairs.parts)
-    return _gather_sum(y_PD, pairs.place_TA), pairs, [x_PD, hidden_PF, act_PF, weight_P]
+    y_PD = grouped_product(weighted_PF, down_EDF.mT, pairs.parts)
+    return gather_sum(y_PD, pairs.place_TA), pairs, [x_PD, hidden_PF, act_PF, weight_P]
 
 
 class _Experts(torch.autograd.Function):
@@ -114,7 +114,7 @@ class _Experts(torch.autograd.Function):
         gate_up_EFD: Tensor,
         down_EDF: Tensor,
     ) -> Tensor:
-        out_TD, pairs, kept = _run(x_TD, chosen_TA, weight_TA, gate_up_EFD, down_EDF)
+        out_TD, pairs, kept = run_pairs(x_TD, chosen_TA, weight_TA, gate_up_EFD, down_EDF)
         ctx.save_for_backward(pairs.token_P, pairs.place_TA, *kept, gate_up_EFD, down_EDF)
         ctx.parts, ctx.weight_dtype = pairs.parts, weight_TA.dtype
         return out_TD
@@ -131,7 +131,7 @@ class _Experts(torch.autograd.Function):
         width = down_EDF.shape[-1]
         weighted_PF = act_PF * weight_P[:, None]
         grad_PD = grad_TD.index_select(0, token_P)
-        grad_weighted_PF = _grouped(grad_PD, down_EDF, ctx.parts)
+        grad_weighted_PF = grouped_product(grad_PD, down_EDF, ctx.parts)
         grad_down = _empty_gradient(down_EDF, ctx.parts) if ctx.needs_input_grad[4] else None
         if grad_down is not None:
             for expert, part in ctx.parts:
@@ -142,16 +142,16 @@ class _Experts(torch.autograd.Function):
         grad_hidden_PF = torch.empty_like(hidden_PF)
         torch.mul(grad_act_PF, F.silu(gate), out=grad_hidden_PF[:, width:])
         grad_hidden_PF[:, :width] = torch.ops.aten.silu_backward(grad_act_PF.mul_(up), gate)
-        grad_x_PD = _grouped(grad_hidden_PF, gate_up_EFD, ctx.parts)
+        grad_x_PD = grouped_product(grad_hidden_PF, gate_up_EFD, ctx.parts)
         grad_gate_up = _empty_gradient(gate_up_EFD, ctx.parts) if ctx.needs_input_grad[3] else None
         if grad_gate_up is not None:
             for expert, part in ctx.parts:
                 grad_gate_up[expert] = product(grad_hidden_PF[part].T, x_PD[part])
         grad_weight_TA = grad_weight_P[place_TA.flatten()].view_as(place_TA)
-        return _gather_sum(grad_x_PD, place_TA), None, grad_weight_TA, grad_gate_up, grad_down
+        return gather_sum(grad_x_PD, place_TA), None, grad_weight_TA, grad_gate_up, grad_down
 
 
-def _grouped(rows_PX: Tensor, weight_EXY: Tensor, parts: list[tuple[int, slice]]) -> Tensor:
+def grouped_product(rows_PX: Tensor, weight_EXY: Tensor, parts: list[tuple[int, slice]]) -> Tensor:
     """Multiply each expert's rows by its weight; returns (P, Y)."""
     none = rows_PX.new_empty(0, weight_EXY.shape[2])
     products = [product(rows_PX[part], weight_EXY[expert]) for expert, part in parts]
@@ -168,7 +168,7 @@ def _empty_gradient(weight: Tensor, parts: list[tuple[int, slice]]) -> Tensor:
     return gradient
 
 
-def _gather_sum(y_PD: Tensor, place_TA: Tensor) -> Tensor:
+def gather_sum(y_PD: Tensor, place_TA: Tensor) -> Tensor:
     """Sum each token's pairs in the order of `place_TA`; returns (T, D)."""
     if y_PD.dtype == torch.float32:
         return F.embedding_bag(place_TA, y_PD, mode="sum")

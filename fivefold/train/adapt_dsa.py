@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from fivefold.artifact import write_json
+from fivefold.data.corpus_page import mixture_page
 from fivefold.data.loader import open_loader, read_heldout_rows
 from fivefold.errors import ConfigError
 from fivefold.models.transformer import Transformer
@@ -36,6 +37,7 @@ from fivefold.train.outcome import write_outcome
 from fivefold.train.progress import START, Origin, Progress
 from fivefold.train.sample import make_sampler
 from fivefold.train.schedule import batch_rows
+from fivefold.train.staged_loss import StagedLanguageLoss
 from fivefold.train.start import start_from
 
 logger = logging.getLogger(__name__)
@@ -62,17 +64,22 @@ def adapt_dsa(
     heldout = read_heldout_rows(tokens, config.context_tokens, tokenizer.pad_id)
 
     def train_part(
-        part: GradientConfig, objective: Objective, states: Path, origin: Origin
+        part: GradientConfig,
+        objective: Objective,
+        staged: StagedLanguageLoss,
+        states: Path,
+        origin: Origin,
     ) -> tuple[Progress, Examiner]:
         examiner = Examiner(model, heldout, tokenizer.token_bytes(), part, part.microbatch_rows)
         planted = measure_planted(
             model, tokens, config.context_tokens, tokenizer.pad_id, part, part.microbatch_rows
         )
+        loader = open_loader(
+            tokens, config.context_tokens, seed=context.seed, mixture=config.mixture
+        )
         phase = Phase(
             until_tokens=part.total_tokens,
-            loader=open_loader(
-                tokens, config.context_tokens, seed=context.seed, mixture=config.mixture
-            ),
+            loader=loader,
             rows_at=lambda seen: batch_rows(seen, part, part.microbatch_rows),
             microbatch_rows=part.microbatch_rows,
             prepare=lambda: None,
@@ -80,24 +87,32 @@ def adapt_dsa(
                 **examiner.on_some_rows(),
                 **planted(),
                 **probe_indexers(model, examiner.some, part.microbatch_rows),
+                **mixture_page(out / "page", states.name, loader),
             },
         )
         learner = Learner(
             model,
             HybridOptimizer(model.named_parameters(), model.config, part.optimizer),
             objective,
+            staged,
             make_sampler(model, tokenizer, part, context.seed),
         )
         return train(learner, [phase], part, context, states, origin), examiner
 
     logger.info("warm-up: the indexers learn from dense attention")
     _let_learn(model, indexers_only=True)
-    warm, _ = train_part(config.warm_up, warm_up_objective, out / "state" / "warm_up", START)
+    staged = StagedLanguageLoss(model.config, config.warm_up, "warm_up")
+    states = out / "state" / "warm_up"
+    warm, _ = train_part(config.warm_up, warm_up_objective, staged, states, START)
     logger.info("sparse: everything learns on %d selected keys", config.index_topk)
     _let_learn(model, indexers_only=False)
-    objective = language_objective(config.sparse, "sparse", config.index_loss_weight)
-    origin = Origin(warm.step, warm.tokens)
-    done, examiner = train_part(config.sparse, objective, out / "state" / "sparse", origin)
+    weight = config.index_loss_weight
+    objective = language_objective(config.sparse, "sparse", weight)
+    staged = StagedLanguageLoss(model.config, config.sparse, "sparse", weight)
+    origin, states = Origin(warm.step, warm.tokens), out / "state" / "sparse"
+    done, examiner = train_part(config.sparse, objective, staged, states, origin)
+    if not context.ranks.is_first:
+        return
     step, spent = origin.step + done.step, origin.tokens + done.tokens
     final = record_final(examiner, step, spent, context.metrics)
     planted = measure_planted(

@@ -47,9 +47,13 @@ class BalanceTracker:
             for router in self.routers
         ]
 
-    def add(self, main: Sequence[Routing], mtp: Sequence[Routing]) -> None:
-        """Count the choices of one microbatch; all MTP depths belong to the last router."""
-        for index, routing in [*enumerate(main), *((len(main), routing) for routing in mtp)]:
+    def add(self, main: Sequence[Routing], mtp: Sequence[Routing], below: int = 0) -> None:
+        """Count the choices of one microbatch; all MTP depths belong to the last router.
+
+        `main` begins above the first `below` routers, where a pipeline runs a part of the model.
+        """
+        last = len(self.counts) - 1
+        for index, routing in [*enumerate(main, below), *((last, routing) for routing in mtp)]:
             chosen = routing.chosen_TA.flatten()
             self.counts[index] += torch.bincount(chosen, minlength=len(self.counts[index]))
 

@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.distributed.checkpoint as dcp
@@ -18,7 +18,6 @@ from torch.distributed.checkpoint.api import CheckpointException
 
 from fivefold.artifact import atomic_write, read_json, remove, write_json
 from fivefold.errors import CorruptFileError, StorageError
-from fivefold.models.transformer import Transformer
 from fivefold.parallel.mesh import Mesh
 from fivefold.parallel.saver import Saver, load_together
 from fivefold.train.optimizer import HybridOptimizer
@@ -26,10 +25,18 @@ from fivefold.train.optimizer import HybridOptimizer
 _KEPT = 2
 
 
+class Weights(Protocol):
+    """A model, or the part of one that a rank holds."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return live tensors by the model's names."""
+        ...
+
+
 def save_state(
     directory: Path,
     step: int,
-    model: Transformer,
+    model: Weights,
     optimizer: HybridOptimizer,
     progress: dict[str, Any],
     saver: Saver | None = None,
@@ -65,7 +72,7 @@ def saved_steps(directory: Path) -> list[int]:
 
 
 def load_state(
-    directory: Path, model: Transformer, optimizer: HybridOptimizer, mesh: Mesh | None = None
+    directory: Path, model: Weights, optimizer: HybridOptimizer, mesh: Mesh | None = None
 ) -> dict[str, Any] | None:
     """Load the newest state in place and return its progress; None if there is none.
 
@@ -104,7 +111,7 @@ def _drop_old(directory: Path) -> None:
         remove(directory / f"step_{outdated:08d}")
 
 
-def _tensors(model: Transformer, optimizer: HybridOptimizer) -> dict[str, dict[str, torch.Tensor]]:
+def _tensors(model: Weights, optimizer: HybridOptimizer) -> dict[str, dict[str, torch.Tensor]]:
     return {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
 
 

@@ -32,6 +32,7 @@ from fivefold.train.progress import (
     record_step,
     remember_load,
 )
+from fivefold.train.staged_loss import StagedLanguageLoss
 from fivefold.train.step import train_step
 
 logger = logging.getLogger(__name__)
@@ -62,6 +63,8 @@ class Learner:
     model: Transformer
     optimizer: HybridOptimizer
     objective: Objective
+    staged: StagedLanguageLoss
+    """The objective again, taken apart for the stages of a pipeline."""
     sample: Callable[[int, float], list[dict[str, str]]]
     """Given step and bits per byte, returns continuations for the report."""
 
@@ -82,9 +85,9 @@ def train(
         DivergenceError: more than `nonfinite_limit` steps in a row had a non-finite gradient.
         MismatchError: the saved state belongs to other data.
     """
-    spreading = spread(learner.model, learner.optimizer, config, context.ranks)
+    spreading = spread(learner.model, learner.optimizer, config, context.ranks, learner.staged)
     optimizer, saver = spreading.optimizer, spreading.saver
-    saved = load_state(states, spreading.holder, optimizer, spreading.mesh)
+    saved = load_state(states, spreading.weights, optimizer, spreading.mesh)
     progress = Progress() if saved is None else Progress.model_validate(saved)
     if progress.tokens >= phases[-1].until_tokens:
         spreading.end()
@@ -133,7 +136,7 @@ def train(
                 if progress.step % config.checkpoint_steps == 0 or is_last:
                     progress.loader = phase.loader.state_dict()
                     state = progress.model_dump()
-                    save_state(states, progress.step, spreading.holder, optimizer, state, saver)
+                    save_state(states, progress.step, spreading.weights, optimizer, state, saver)
                 spreading.step_done(progress.step)
                 bar.advance(tokens, loss=headline(result))
     spreading.end()

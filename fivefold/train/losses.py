@@ -5,7 +5,7 @@ nothing: an objective sees the whole step's rows for its denominators, and the p
 Weights of tokens, where rows have them, multiply losses and stay out of the denominators.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -18,7 +18,7 @@ from fivefold.models.transformer import Transformer
 from fivefold.ops.chunked_cross_entropy import chunked_loss_and_logprobs
 from fivefold.ops.index_loss import IndexLoss
 from fivefold.train.balance import sequence_balance_loss
-from fivefold.train.batch import label_counts, make_batch
+from fivefold.train.batch import Batch, label_counts, make_batch
 from fivefold.train.config import GradientConfig
 from fivefold.train.schedule import mtp_weight
 
@@ -109,7 +109,6 @@ def language_loss(
     """
     device = model.lm_head.weight.device
     batch = make_batch(part, depths, device, keeps_padding=indexer != "frozen")
-    denominators = torch.tensor(label_counts(whole, depths), device=device).clamp_min(1)
     around = model.surroundings(batch.positions_BT, batch.documents_BT, indexer=indexer)
     hidden_BTD, main_routing, index_losses = model(batch.ids_BT, around=around)
     states, mtp_routing = [hidden_BTD], []
@@ -120,21 +119,14 @@ def language_loss(
         states.append(state_BTD)
         index_losses += [] if index_loss is None else [index_loss]
         mtp_routing += [] if routing is None else [routing]
-    scale = torch.tensor([1.0] + [mtp_weight / max(depths, 1)] * depths, device=device)
-    tokens = batch.ids_BT.numel()
-    factors = (scale / denominators).repeat_interleave(tokens)
-    if batch.weights_BT is not None:
-        factors = factors * torch.cat([weights.flatten() for weights in batch.weights_BT])
-    loss, logprobs = chunked_loss_and_logprobs(
-        torch.cat([state.flatten(0, 1) for state in states]),
+    loss, measured = vocabulary_loss(
+        states,
         model.lm_head.weight,
-        torch.cat([labels.flatten() for labels in batch.labels_BT]),
-        factors,
+        batch,
+        whole,
+        mtp_weight=mtp_weight,
         chunk_tokens=chunk_tokens,
     )
-    nats = -logprobs.view(depths + 1, tokens).sum(1) / denominators
-    measured = {"loss_nats": nats[0]}
-    measured |= {f"mtp{depth}_loss_nats": nats[depth] for depth in range(1, depths + 1)}
     routed = main_routing + mtp_routing
     if routed and balance_weight:
         rows = len(part.ids)
@@ -147,3 +139,35 @@ def language_loss(
         loss = loss + index_weight * index
         measured["index_kl_nats"] = index.detach()
     return LossParts(loss, measured, main_routing, mtp_routing)
+
+
+def vocabulary_loss(
+    states_BTD: Sequence[Tensor],
+    head_WD: Tensor,
+    batch: Batch,
+    whole: Rows,
+    *,
+    mtp_weight: float,
+    chunk_tokens: int,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Return a microbatch's share of the loss of all depths, and that of each depth's metric.
+
+    `states_BTD` are normalised: the main stack's, then one a depth of the MTP layer.
+    """
+    device, depths = head_WD.device, len(batch.ahead_BT)
+    denominators = torch.tensor(label_counts(whole, depths), device=device).clamp_min(1)
+    scale = torch.tensor([1.0] + [mtp_weight / max(depths, 1)] * depths, device=device)
+    tokens = batch.ids_BT.numel()
+    factors = (scale / denominators).repeat_interleave(tokens)
+    if batch.weights_BT is not None:
+        factors = factors * torch.cat([weights.flatten() for weights in batch.weights_BT])
+    loss, logprobs = chunked_loss_and_logprobs(
+        torch.cat([state.flatten(0, 1) for state in states_BTD]),
+        head_WD,
+        torch.cat([labels.flatten() for labels in batch.labels_BT]),
+        factors,
+        chunk_tokens=chunk_tokens,
+    )
+    nats = -logprobs.view(depths + 1, tokens).sum(1) / denominators
+    measured = {"loss_nats": nats[0]}
+    return loss, measured | {f"mtp{n}_loss_nats": nats[n] for n in range(1, depths + 1)}

@@ -21,6 +21,7 @@ from fivefold.train.optimizer import HybridOptimizer
 from fivefold.train.outcome import write_outcome
 from fivefold.train.pretrain import freeze_indexers
 from fivefold.train.sample import make_sampler
+from fivefold.train.staged_loss import StagedLanguageLoss
 from fivefold.train.start import start_from
 
 
@@ -51,9 +52,12 @@ def midtrain(
         model,
         HybridOptimizer(model.named_parameters(), model.config, config.optimizer),
         language_objective(config),
+        StagedLanguageLoss(model.config, config),
         make_sampler(model, tokenizer, config, context.seed),
     )
     progress = train(learner, phases, config, context, out / "state")
+    if not context.ranks.is_first:
+        return
     last = config.phases[-1]
     rows = read_heldout_rows(inputs["tokens"], last.context_tokens, tokenizer.pad_id)
     examiner = Examiner(model, rows, tokenizer.token_bytes(), config, last.microbatch_rows)

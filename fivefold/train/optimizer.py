@@ -68,9 +68,9 @@ class HybridOptimizer:
         self._steps = torch.zeros((), dtype=torch.int64)
 
     def sharded(self, sharding: Sharding) -> "HybridOptimizer":
-        """Return a fresh optimizer of this rank's rows of the same parameters."""
+        """Return a fresh optimizer of this rank's rows of the same parameters, as far as it has."""
         rows = sharding.rows
-        named = ((name, rows[name]) for name in self._parameters)
+        named = ((name, rows[name]) for name in self._parameters if name in rows)
         return HybridOptimizer(named, self._model, self._config, sharding)
 
     @property

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from fivefold.data.corpus_page import mixture_page
 from fivefold.data.loader import open_loader, read_heldout_rows
 from fivefold.errors import MismatchError
 from fivefold.models.config import ModelConfig
@@ -26,6 +27,7 @@ from fivefold.train.optimizer import HybridOptimizer
 from fivefold.train.outcome import write_outcome
 from fivefold.train.sample import make_sampler
 from fivefold.train.schedule import batch_rows
+from fivefold.train.staged_loss import StagedLanguageLoss
 
 logger = logging.getLogger(__name__)
 
@@ -47,13 +49,14 @@ def pretrain(
     freeze_indexers(model)
     rows = read_heldout_rows(inputs["tokens"], config.context_tokens, tokenizer.pad_id)
     examiner = Examiner(model, rows, tokenizer.token_bytes(), config, config.microbatch_rows)
+    loader = open_loader(inputs["tokens"], config.context_tokens, seed=context.seed)
     phase = Phase(
         until_tokens=config.total_tokens,
-        loader=open_loader(inputs["tokens"], config.context_tokens, seed=context.seed),
+        loader=loader,
         rows_at=lambda tokens: batch_rows(tokens, config, config.microbatch_rows),
         microbatch_rows=config.microbatch_rows,
         prepare=lambda: None,
-        validate=examiner.on_some_rows,
+        validate=lambda: {**examiner.on_some_rows(), **mixture_page(out / "page", "0", loader)},
     )
     logger.info(
         "%s parameters, %s tokens in rows of %d, on %s with %d threads",
@@ -67,6 +70,7 @@ def pretrain(
         model,
         HybridOptimizer(model.named_parameters(), shape, config.optimizer),
         language_objective(config),
+        StagedLanguageLoss(shape, config),
         make_sampler(model, tokenizer, config, context.seed),
     )
     progress = train(learner, [phase], config, context, out / "state")

@@ -26,7 +26,9 @@ from fivefold.data.loader import RowLoader, Rows, assemble_all
 from fivefold.data.packed_source import PackedSource
 from fivefold.errors import ConfigError, MismatchError
 from fivefold.models.transformer import Transformer
-from fivefold.stage import StageContext
+from fivefold.parallel.mesh import Mesh
+from fivefold.stage import Ranks, StageContext
+from fivefold.train.config import GradientConfig
 from fivefold.train.evaluate import Examiner, record_final
 from fivefold.train.loop import Learner, Phase, train
 from fivefold.train.losses import LossParts, Objective, language_objective
@@ -36,6 +38,7 @@ from fivefold.train.pretrain import freeze_indexers
 from fivefold.train.schedule import batch_rows
 from fivefold.train.sft_config import SftConfig
 from fivefold.train.sft_sample import choose_questions, make_answerer
+from fivefold.train.staged_loss import StagedLanguageLoss
 from fivefold.train.start import start_from
 
 logger = logging.getLogger(__name__)
@@ -58,12 +61,15 @@ def sft(config: SftConfig, inputs: Mapping[str, Path], out: Path, context: Stage
         check_template(inputs["start"] / "checkpoint", fix=accepts)
     freeze_indexers(model)
     rows, given = out / "state" / "rows", inputs["conversations"]
-    write_conversation_rows(
-        given, rows, out / "page", tokenizer, config.conversations, context.track
-    )
+    if context.ranks.is_first:
+        write_conversation_rows(
+            given, rows, out / "page", tokenizer, config.conversations, context.track
+        )
+    context.ranks.wait()
     sources = open_conversation_rows(rows, tokens, "train")
     heldout = assemble_all(open_conversation_rows(rows, tokens, "heldout"), tokenizer.pad_id)
     config, mixture = plan_epochs(config, sources)
+    _check_steps(config, context.ranks)
     _log_sources(sources, mixture, config)
     questions = choose_questions(config, given, tokenizer, model)
     config = config.model_copy(update={"sample_prompts": tuple(q.shown for q in questions)})
@@ -80,15 +86,18 @@ def sft(config: SftConfig, inputs: Mapping[str, Path], out: Path, context: Stage
         model,
         HybridOptimizer(model.named_parameters(), model.config, config.optimizer),
         sft_objective(config),
+        StagedLanguageLoss(model.config, config),
         make_answerer(model, tokenizer, questions, config, context.seed),
     )
     progress = train(learner, [phase], config, context, out / "state" / "training")
+    if not context.ranks.is_first:
+        return
     final = record_final(examiner, progress.step, progress.tokens, context.metrics)
     logger.info("held-out answers: %.3f nats a token", final.loss_nats)
     write_outcome(model, tokenizer, progress, out)
 
 
-def sft_objective(config: SftConfig) -> Objective:
+def sft_objective(config: GradientConfig) -> Objective:
     """Return the language loss on learned tokens; it also counts them."""
     language = language_objective(config)
 
@@ -161,6 +170,27 @@ def check_template(checkpoint: Path, *, fix: str = "") -> None:
 def _rows_at(seen: int, config: SftConfig) -> int:
     left = -(-(config.total_tokens - seen) // config.conversations.context_tokens)
     return min(batch_rows(seen, config, config.microbatch_rows), left)
+
+
+def _check_steps(config: SftConfig, ranks: Ranks) -> None:
+    """Refuse sharded weights where the rows of a step, the last above all, do not divide.
+
+    Raises:
+        ConfigError: there is such a step.
+    """
+    if not isinstance(ranks, Mesh) or ranks.config.fsdp == 1:
+        return
+    seen = 0
+    while seen < config.total_tokens:
+        rows = _rows_at(seen, config)
+        if rows % ranks.config.data:
+            raise ConfigError(
+                expected=f"steps whose rows divide among {ranks.config.data} data ranks, as `fsdp` "
+                "needs",
+                found=f"a step of {rows} rows after {seen} of {config.total_tokens} tokens",
+                fix="Use `parallel.dp` in the place of `parallel.fsdp`, or set `sft.total_tokens`",
+            )
+        seen += rows * config.conversations.context_tokens
 
 
 def _log_sources(

@@ -26,6 +26,7 @@ class MidtrainStage(Stage):
     """Train on longer contexts; needs `start`, `tokens` and `tokenizer`, makes `checkpoint/`."""
 
     what = "extends the context"
+    is_distributed = True
     config: MidtrainConfig
 
     def execute(self, inputs: Mapping[str, Path], out: Path, context: StageContext) -> None:
@@ -42,6 +43,7 @@ class AdaptDsaStage(Stage):
     """
 
     what = "adapts the model to sparse attention"
+    is_distributed = True
     config: AdaptDsaConfig
 
     def execute(self, inputs: Mapping[str, Path], out: Path, context: StageContext) -> None:
@@ -58,6 +60,7 @@ class SftStage(Stage):
     """
 
     what = "learns from conversations"
+    is_distributed = True
     config: SftConfig
 
     def execute(self, inputs: Mapping[str, Path], out: Path, context: StageContext) -> None:

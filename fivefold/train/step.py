@@ -1,15 +1,17 @@
 """One optimizer step: microbatches, clipping, the non-finite policy, the update, router biases.
 
 Data-parallel ranks are given the same rows of the whole step and each runs its share; losses divide
-by what the whole step holds, so that their gradients, metrics and expert counts simply add up.
+by what the whole step holds, so that their gradients, metrics and expert counts simply add up. A
+pipeline runs all microbatches at once, in the order of its schedule.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from fivefold.data.loader import Rows
@@ -23,11 +25,12 @@ from fivefold.train.batch import microbatches
 from fivefold.train.config import GradientConfig
 from fivefold.train.losses import Objective
 from fivefold.train.optimizer import HybridOptimizer
+from fivefold.train.piped import PipedModel
 from fivefold.train.schedule import learning_rate, router_bias_rate
 
 
 class Compute(Protocol):
-    """What forward and backward run on: a `ComputeModel`, or a model in shards."""
+    """What forward and backward run on: a `ComputeModel`, or a model in shards or stages."""
 
     @property
     def model(self) -> Transformer:
@@ -79,10 +82,54 @@ def train_step(
     group = single() if sharding is None else sharding.data_group
     if sharding is not None and not sharding.takes_uneven_rows:
         _check_even(rows, group)
-    measured: dict[str, Tensor] = {}
     optimizer.zero_grad()
     compute.refresh()
-    for part in own_microbatches(rows, microbatch_rows, group):
+    # Conversations end where they end: their last step may have fewer rows than there are ranks.
+    parts = own_microbatches(rows, microbatch_rows, group, may_idle=rows.weight is not None)
+    everyone, apart = group, set()
+    combine = None
+    if isinstance(compute, PipedModel):
+        own = [part for part in parts if part is not None]
+        measured = compute.run(own, rows, tokens_before, balance)
+        everyone, apart, combine = compute.everyone, compute.uncounted, compute.norm
+    else:
+        measured = _run_whole(compute, balance, objective, parts, rows, tokens_before, sharding)
+        if len(rows.ids) < group.size:
+            measured = _all_names(measured, group, compute.model.lm_head.weight.device)
+    if sharding is not None:
+        sharding.finish()
+        if combine is None:
+            combine = _combine(sharding.shard_group, compute.model.lm_head.weight.device)
+    norms = clip_gradients(optimizer.parameter_groups, config.clip_norm, combine, apart)
+    lr = learning_rate(tokens_before + rows.ids[:, 1:].size, config)
+    is_finite = all(math.isfinite(norm) for norm in norms.values())
+    if is_finite:
+        optimizer.step(lr)
+        if sharding is not None:
+            sharding.restore()
+    optimizer.zero_grad()
+    for count in balance.counts:
+        all_reduce(count, everyone)
+    counts = balance.update(router_bias_rate(tokens_before, config) if is_finite else 0.0)
+    values = torch.stack([value.float() for value in measured.values()])
+    if everyone.size > 1:
+        values = all_reduce(values.double(), everyone)
+    shown = dict(zip(measured, values.tolist(), strict=True))
+    return StepResult(shown, norms, lr, not is_finite, counts)
+
+
+def _run_whole(
+    compute: Compute,
+    balance: BalanceTracker,
+    objective: Objective,
+    parts: Sequence[Rows | None],
+    rows: Rows,
+    tokens_before: int,
+    sharding: Sharding | None,
+) -> dict[str, Tensor]:
+    """Run forward and backward of each microbatch; return the shares of all metrics."""
+    measured: dict[str, Tensor] = {}
+    for part in parts:
         if part is not None:
             losses = objective(compute.model, part, rows, tokens_before)
             losses.total.backward()
@@ -92,37 +139,32 @@ def train_step(
                 measured[name] = measured[name] + share if name in measured else share
         if sharding is not None:
             sharding.collect()
-    combine = None
-    if sharding is not None:
-        sharding.finish()
-        shard_group, device = sharding.shard_group, compute.model.lm_head.weight.device
-        combine = lambda norm: global_norm(norm, shard_group, device)  # noqa: E731
-    norms = clip_gradients(optimizer.parameter_groups, config.clip_norm, combine)
-    lr = learning_rate(tokens_before + rows.ids[:, 1:].size, config)
-    is_finite = all(math.isfinite(norm) for norm in norms.values())
-    if is_finite:
-        optimizer.step(lr)
-        if sharding is not None:
-            sharding.restore()
-    optimizer.zero_grad()
-    for count in balance.counts:
-        all_reduce(count, group)
-    counts = balance.update(router_bias_rate(tokens_before, config) if is_finite else 0.0)
-    values = torch.stack([value.float() for value in measured.values()])
-    if group.size > 1:
-        values = all_reduce(values.double(), group)
-    shown = dict(zip(measured, values.tolist(), strict=True))
-    return StepResult(shown, norms, lr, not is_finite, counts)
+    return measured
 
 
-def own_microbatches(rows: Rows, size: int, group: Group) -> list[Rows | None]:
+def _combine(group: Group, device: torch.device) -> Callable[[float | None], float | None]:
+    return lambda norm: global_norm(norm, group, device)
+
+
+def _all_names(
+    measured: Mapping[str, Tensor], group: Group, device: torch.device
+) -> dict[str, Tensor]:
+    """Give a rank without rows the names that the first one measured."""
+    names = [list(measured)]
+    dist.broadcast_object_list(names, src=group.ranks[0], group=group.handle)
+    return {name: measured.get(name, torch.zeros((), device=device)) for name in names[0]}
+
+
+def own_microbatches(
+    rows: Rows, size: int, group: Group, *, may_idle: bool = False
+) -> list[Rows | None]:
     """Return this data rank's microbatches of at most `size` rows; None where others have one more.
 
     Raises:
-        ConfigError: fewer rows than ranks.
+        ConfigError: fewer rows than ranks, unless ranks `may_idle`.
     """
     count = len(rows.ids)
-    if count < group.size:
+    if count < group.size and not may_idle:
         raise ConfigError(
             expected=f"at least one row in a step for each of {group.size} data ranks",
             found=f"{count} rows",
@@ -148,18 +190,23 @@ def _check_even(rows: Rows, group: Group) -> None:
 def clip_gradients(
     groups: Mapping[str, list[nn.Parameter]],
     limit: float,
-    combine: Callable[[float], float] | None = None,
+    combine: Callable[[float | None], float | None] | None = None,
+    apart: Collection[nn.Parameter] = (),
 ) -> dict[str, float]:
     """Scale each group's gradients to at most `limit`; returns the norms before.
 
-    `combine` turns the norm of what this rank holds into that of what all ranks hold.
+    `combine` turns the norm of what this rank holds into that of what all ranks hold, None being
+    that of no gradient; those `apart` are counted by another rank.
     """
     norms = {}
     for name, parameters in groups.items():
         gradients = [p.grad for p in parameters if p.grad is not None]
-        if gradients:
-            norm = float(torch.nn.utils.get_total_norm(gradients))
-            norms[name] = norm if combine is None else combine(norm)
-            if limit < norms[name] < math.inf:
-                torch._foreach_mul_(gradients, limit / norms[name])
+        counted = [p.grad for p in parameters if p.grad is not None and p not in apart]
+        norm = float(torch.nn.utils.get_total_norm(counted)) if counted else None
+        norm = norm if combine is None else combine(norm)
+        if norm is None:
+            continue
+        norms[name] = norm
+        if gradients and limit < norm < math.inf:
+            torch._foreach_mul_(gradients, limit / norm)
     return norms

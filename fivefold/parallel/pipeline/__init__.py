@@ -5,6 +5,6 @@ Reading order. `split` (which pieces of the model a stage holds, where the MTP l
 that touches torch's pipelining runtime, `program` what it asks of a stage, `message` what passes
 between stages, `safe_wait` when a send has gone. `weight_store` keeps weight gradients for later
 and `deferred` makes products that leave theirs to it; `rolling` is ZeRO-2 with two full gradient
-buffers. `emulated` has stages that only take time. Losses come as arguments. May import `plan`,
-`models`, `ops` and below.
+buffers. `emulated` has stages that only take time. Losses come as arguments; how it meets a
+training is in `train.piped`. May import `plan`, `models`, `ops` and below.
 """
