@@ -12,7 +12,7 @@ numerator and in no denominator, and a prompt of such attempts alone is `unscore
 import json
 import math
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -85,13 +85,11 @@ def accept_passing(
     attempts: Iterable[Attempt[T]],
     threshold: float = 1.0,
     *,
-    most: int | None = None,
     identity: Callable[[T], Hashable] | None = None,
 ) -> list[Attempt[T]]:
     """Return the attempts that pass, in the order given (rejection sampling).
 
-    `identity` names what makes two answers the same: the first of them stays. `most` caps what one
-    prompt gives, so that easy prompts do not crowd out hard ones.
+    `identity` names what makes two answers the same: the first of them stays.
     """
     accepted: list[Attempt[T]] = []
     seen: set[Hashable] = set()
@@ -104,15 +102,15 @@ def accept_passing(
                 continue
             seen.add(key)
         accepted.append(attempt)
-    return accepted if most is None else accepted[:most]
+    return accepted
 
 
-def best_of(attempts: Sequence[Attempt[T]], n: int | None = None) -> Attempt[T] | None:
-    """Return the best rewarded of the first `n` attempts, the earlier among equals.
+def best_of(attempts: Iterable[Attempt[T]]) -> Attempt[T] | None:
+    """Return the best rewarded attempt, the earlier among equals.
 
     None where no attempt was scored.
     """
-    scored = [attempt for attempt in attempts[:n] if attempt.reward is not None]
+    scored = [attempt for attempt in attempts if attempt.reward is not None]
     return max(scored, key=lambda attempt: attempt.reward or 0.0, default=None)
 
 

@@ -3,6 +3,7 @@
     NAME.jsonl          conversations for `sft`, each with its split; one file a source
     task/NAME.jsonl     problems for RL, as a task file: `--task DIR/task/NAME.jsonl` reads it
     counts/NAME.jsonl   (k, n) of all problems, those of several inputs added up
+    outcome.json        what became of the answers of each source
 
 Every input may hold `attempts/NAME.jsonl` and `counts/NAME.jsonl`; one with counts alone, RL's
 dumped rollouts for example, knows better how hard a problem is and has no answers to give.
@@ -18,13 +19,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fivefold.artifact import atomic_write, remove
+from fivefold.artifact import atomic_write, remove, write_json
 from fivefold.data.attempt_file import AttemptedProblem, read_attempts
 from fivefold.data.attempts import PassCount, read_pass_counts, write_pass_counts
 from fivefold.data.choose_page import choose_page
 from fivefold.data.chosen import Chosen, choose
 from fivefold.data.conversation_config import ChooseConfig
-from fivefold.errors import MissingFileError
+from fivefold.errors import CorruptFileError, MissingFileError
 from fivefold.stage import Stage, StageContext
 
 logger = logging.getLogger(__name__)
@@ -50,6 +51,8 @@ class ChooseStage(Stage):
                 bar.advance(1, source=name)
         for name, what in chosen.items():
             _tell(name, what)
+        outcome = {name: _outcome(what, problems[name]) for name, what in chosen.items()}
+        write_json(out / "outcome.json", outcome)
         choose_page(out / "page", chosen, counts, self.config.shown)
         context.metrics.forget_after(-1)
         context.metrics.write(0, _metrics(chosen, counts))
@@ -69,6 +72,8 @@ def _gather(
         for path in sorted((directory / "attempts").glob("*.jsonl")):
             for problem in read_attempts(path):
                 before = problems[path.stem].get(problem.id)
+                if before is not None and before.row != problem.row:
+                    raise _ambiguous(path, before, problem)
                 answers = (() if before is None else before.answers) + problem.answers
                 joined = AttemptedProblem(problem.id, problem.row, answers)
                 problems[path.stem][problem.id] = joined
@@ -87,6 +92,20 @@ def _gather(
                 fix="Sample anew: attempts and counts are written together",
             )
     return {name: list(found.values()) for name, found in problems.items()}, counts
+
+
+def _ambiguous(path: Path, one: AttemptedProblem, other: AttemptedProblem) -> CorruptFileError:
+    differing = [
+        field
+        for field in sorted(one.row.keys() | other.row.keys())
+        if one.row.get(field) != other.row.get(field)
+    ]
+    return CorruptFileError(
+        expected=f"one problem with the id `{one.id}` in the inputs of `choose`",
+        found=f"two, whose {', '.join(f'`{field}`' for field in differing)} differ; the second in "
+        f"`{path}`",
+        fix="Give different problems different ids, and sample anew",
+    )
 
 
 def _write_source(out: Path, name: str, chosen: Chosen, counts: Mapping[str, PassCount]) -> None:
@@ -118,6 +137,16 @@ def _tell(name: str, chosen: Chosen) -> None:
         logger.warning("%s: no answer to learn from: %s", name, dict(+chosen.dropped))
     if not chosen.rows:
         logger.warning("%s: no problem for RL: %s", name, dict(chosen.left_out))
+
+
+def _outcome(chosen: Chosen, problems: Sequence[AttemptedProblem]) -> dict[str, Any]:
+    answers = (answer for problem in problems for answer in problem.answers)
+    return {
+        "answers": chosen.answers,
+        "truncated": sum(answer.is_truncated for answer in answers),
+        "learned_problems": chosen.learned_problems,
+        "dropped": dict((+chosen.dropped).most_common()),
+    }
 
 
 def _metrics(

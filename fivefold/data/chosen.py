@@ -54,13 +54,20 @@ class Chosen:
         """Conversations to validate on."""
         return sum(line["split"] == "heldout" for line in self.conversations)
 
+    @property
+    def learned_problems(self) -> int:
+        """Problems of which an answer is learned or validated on."""
+        return len({line["meta"]["id"] for line in self.conversations})
+
 
 def choose(
     problems: Sequence[AttemptedProblem], counts: Mapping[str, PassCount], config: ChooseConfig
 ) -> Chosen:
     """Choose answers to learn, and problems for RL, of one source; `counts` are by problem id."""
     learned = filter_by_difficulty(counts, config.learned)
-    trained = filter_by_difficulty(counts, config.trained)
+    # Counts alone may know of problems that nobody has tried to answer here.
+    tried = {problem.id: counts[problem.id] for problem in problems}
+    trained = filter_by_difficulty(tried, config.trained)
     chosen = Chosen(left_out=trained.reasons)
     taken = dict[str, list[Attempt[Answer]]]()
     for problem in problems:

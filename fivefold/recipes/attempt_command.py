@@ -1,5 +1,6 @@
-"""`fivefold attempts`: how often does a checkpoint solve each problem, and what is that good for?"""
+"""`fivefold attempts`: how often a checkpoint solves each problem, and what follows from that."""
 
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated, Literal
@@ -21,6 +22,7 @@ def attempts(
     problems: int = 200,
     take: Literal["passing", "best"] = "passing",
     learn: bool = False,
+    from_run: Path | None = None,
     thinking: Literal["auto", "on", "off"] = "auto",
     run_dir: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None,
     fresh: bool = False,
@@ -42,6 +44,7 @@ def attempts(
         problems: Problems to try; of a finite task none comes twice.
         take: Learn from each passing answer of a problem (rejection sampling), or its best.
         learn: Fine-tune the checkpoint on the answers that are kept.
+        from_run: A run of `fivefold rl` on this task: its rollouts count too.
         thinking: Do prompts open a thinking block? auto does as the task's solutions do.
         run_dir: Where the run lives; `runs/attempts-TASK` if not given.
         fresh: Delete what an earlier run made there, and start anew.
@@ -49,11 +52,12 @@ def attempts(
         device: Where to compute; auto takes the first CUDA device, else the CPU.
         threads: CPU threads; all cores if not given.
     """
-    from fivefold.config import apply_overrides
+    from fivefold.recipes.attempt_learn import TooFewAnswersError
     from fivefold.recipes.attempt_run import attempt_stages
     from fivefold.recipes.launch import run_pipeline
     from fivefold.recipes.task_argument import read_task
     from fivefold.report.page import write_report
+    from fivefold.rl.attempt_config import AttemptsConfig
     from fivefold.stage import Selection
     from fivefold.train.sft import check_template
 
@@ -69,34 +73,55 @@ def attempts(
         take=take,
         learns=learn,
         thinking=thinking,
+        counted=from_run,
+        overrides=overrides,
     )
     check_template(checkpoint)
-    configs = apply_overrides({stage.name: stage.config for stage in stages}, overrides)
-    run_pipeline(
-        f"attempts {named.name}",
-        [stage.with_config(configs[stage.name]) for stage in stages],
-        run=run,
-        selection=Selection(fresh=fresh),
-        seed=seed,
-        device=device,
-        threads=threads,
-        console=console,
-        command=sys.argv,
-        conclude=lambda run: console.out(f"report: {write_report(run)}", highlight=False),
-    )
-    for line in _next_steps(run, named.name, checkpoint, learned=learn):
-        console.out(line, highlight=False)
+    (tried,) = (stage.config for stage in stages if isinstance(stage.config, AttemptsConfig))
+
+    def tell(*, learned: bool) -> None:
+        better = run / "sft" / "checkpoint" if learned else checkpoint
+        for line in _next_steps(run, named.name, better, learned=learned, thinks=tried.thinks):
+            console.out(line, highlight=False)
+
+    try:
+        run_pipeline(
+            f"attempts {named.name}",
+            stages,
+            run=run,
+            selection=Selection(fresh=fresh),
+            seed=seed,
+            device=device,
+            threads=threads,
+            console=console,
+            command=sys.argv,
+            conclude=lambda run: console.out(f"report: {write_report(run)}", highlight=False),
+        )
+    except TooFewAnswersError:
+        tell(learned=False)
+        raise
+    tell(learned=learn)
 
 
-def _next_steps(run: Path, name: str, checkpoint: Path, *, learned: bool) -> list[str]:
-    """Return where the outcome lies, and what to do with it."""
+def _next_steps(
+    run: Path, name: str, checkpoint: Path, *, learned: bool, thinks: bool
+) -> list[str]:
+    """Return where the outcome lies, and what to do with it and the checkpoint."""
     chosen = run / "choose"
-    better = run / "sft" / "checkpoint" if learned else checkpoint
     lines = [f"(k, n) of each problem: {chosen / 'counts' / f'{name}.jsonl'}"]
     if (answers := chosen / f"{name}.jsonl").is_file():
         lines.append(f"answers to learn from: {answers}")
     if learned:
-        lines.append(f"checkpoint: {better}")
+        lines.append(f"checkpoint: {checkpoint}")
     if (task := chosen / "task" / f"{name}.jsonl").is_file():
-        lines.append(f"next: fivefold rl {better} --task {task}")
+        # Of its own: the directory that RL would choose may be that of a run on the whole task.
+        place = run.with_name(f"{run.name}-rl")
+        said = ["--thinking", "on" if thinks else "off", "-o", str(place)]
+        command = ["fivefold", "rl", str(checkpoint), "--task", str(task), *said]
+        lines.append(f"next: {shlex.join(command)}")
+    else:
+        lines.append(
+            "no problem is solved sometimes and sometimes not, as RL needs: try more of them "
+            "(`--problems`, `-n`), others (`--levels`), or `fivefold rl ... --sft 400` first"
+        )
     return lines

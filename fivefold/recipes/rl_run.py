@@ -20,7 +20,7 @@ from typing import Literal
 
 import xxhash
 
-from fivefold.config import Config, apply_overrides
+from fivefold.config import Config, apply_overrides, validate
 from fivefold.data.conversation_config import ConversationsConfig
 from fivefold.envs.config import FileConfig, ProceduralConfig, SolvedConfig, TasksConfig
 from fivefold.envs.file_task import FileTask
@@ -31,7 +31,7 @@ from fivefold.errors import ConfigError
 from fivefold.models.config import read_config
 from fivefold.recipes.start_stage import StartStage, start_config
 from fivefold.recipes.task_argument import OwnTask
-from fivefold.recipes.task_length import Sizes, does_think, measure, see_problems
+from fivefold.recipes.task_length import Sizes, does_think, longest_prompt, measure, see_problems
 from fivefold.rl.heldout import LEAST_ROWS, heldout_rows
 from fivefold.rl.loop_config import (
     EvaluationConfig,
@@ -123,16 +123,12 @@ def _demands(configs: Mapping[str, Config], limit: int) -> dict[str, object]:
         trained = max(trained, *(source.problems for source in solved.sources.values()))
         heldout = max(heldout, *(source.heldout_problems for source in solved.sources.values()))
     is_divided = isinstance(rl.sources[0].task, FileConfig | ProceduralConfig)
-    # A sample takes a place less in a row of the trainer than it has tokens.
-    most = min(limit, rl.update.row_tokens + 1)
-    longest = most - rl.sampling.max_new_tokens
-    if longest < 1:
-        raise ConfigError(
-            expected=f"`rl.sampling.max_new_tokens` that leave room for a prompt within {most} "
-            "tokens, of the model's context and of a row of the trainer",
-            found=str(rl.sampling.max_new_tokens),
-            fix="Lower it, or raise `rl.update.row_tokens` where that is shorter",
-        )
+    longest = longest_prompt(
+        rl.update.row_tokens,
+        rl.sampling.max_new_tokens,
+        limit,
+        setting="rl.sampling.max_new_tokens",
+    )
     return {
         "trained": trained,
         "heldout": 0 if is_divided else heldout,
@@ -186,13 +182,14 @@ def _solved(
             found=f"{opened.size} rows, none of which is held out",
             fix="Add rows, raise `task.heldout_share`, or leave `--sft` out",
         )
-    return SolvedConfig(
-        task=source.task,
-        problems=problems,
-        heldout=source.heldout,
-        heldout_problems=_VALIDATED if heldout is None else min(_VALIDATED, heldout),
-        thinks=thinks,
-    )
+    fields = {
+        "task": source.task,
+        "problems": problems,
+        "heldout": source.heldout,
+        "heldout_problems": _VALIDATED if heldout is None else min(_VALIDATED, heldout),
+        "thinks": thinks,
+    }
+    return validate(SolvedConfig, fields, where="solved")
 
 
 def _sft(context_tokens: int) -> SftConfig:

@@ -9,7 +9,7 @@ what differs starts the later ones.
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import pydantic
@@ -78,11 +78,16 @@ def start_config(checkpoint: Path) -> StartConfig:
                 fix="Give a whole checkpoint, as every stage of Fivefold writes it",
             )
     load_tokenizer(checkpoint)
+    return StartConfig(path=str(checkpoint), file_times=hash_times(files_of(checkpoint)))
+
+
+def hash_times(files: Iterable[Path]) -> str:
+    """Return a hash over names, sizes and times of files, which tells that they changed."""
     times = xxhash.xxh3_128()
-    for path in files_of(checkpoint):
+    for path in files:
         stat = path.stat()
         times.update(f"{path.name}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
-    return StartConfig(path=str(checkpoint), file_times=times.hexdigest()[:16])
+    return times.hexdigest()[:16]
 
 
 def files_of(checkpoint: Path) -> list[Path]:

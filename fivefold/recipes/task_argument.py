@@ -81,7 +81,7 @@ def _read_file_task(path: Path, function: str, verifier: str) -> OwnTask:
         target = f"{path}:{function or 'problem'}"
         load_target(target)
         if judge is None and _has_reward(path):
-            judge = {"kind": "function", "target": f"{path}:reward"}
+            judge = {"kind": "function", "target": _anchor(f"{path}:reward")}
         config: TaskConfig = FunctionTaskConfig(target=target, verifier=judge)
         # Each function of a file is a task of its own, with a run directory of its own.
         name = path.stem if function in ("", "problem") else f"{path.stem}-{function}"
@@ -97,14 +97,27 @@ def _read_verifier(verifier: str) -> str | dict[str, Any] | None:
         return None
     if verifier.startswith("{"):
         try:
-            return json.loads(verifier)
+            spec = json.loads(verifier)
         except ValueError as error:
             raise ConfigError(
                 expected="a verifier's name, `FILE.py:FUNCTION`, or a spec in JSON",
                 found=f"{verifier[:80]!r} ({error})",
                 fix='Write for example `{"kind": "number", "answer_in": "boxed"}`',
             ) from error
-    return {"kind": "function", "target": verifier} if ":" in verifier else verifier
+        parts = spec.get("parts")
+        for part in [spec, *(parts if isinstance(parts, list) else [])]:
+            if isinstance(part, dict) and isinstance(part.get("target"), str):
+                part["target"] = _anchor(part["target"])
+        return spec
+    if ":" not in verifier:
+        return verifier
+    return {"kind": "function", "target": _anchor(verifier)}
+
+
+def _anchor(target: str) -> str:
+    """Make a target's file absolute: rows that carry it are read from other directories."""
+    place, _, function = target.rpartition(":")
+    return f"{Path(place).expanduser().absolute()}:{function}" if place.endswith(".py") else target
 
 
 def _has_reward(path: Path) -> bool:

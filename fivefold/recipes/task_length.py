@@ -93,6 +93,27 @@ def measure(problems: list[Problem], tokenizer: Tokenizer, limit: int, *, thinks
     return Sizes(new_tokens, min(solved_tokens, limit), min(row_tokens, limit))
 
 
+def longest_prompt(row_tokens: int, new_tokens: int, limit: int, *, setting: str) -> int:
+    """Return the tokens of the longest prompt that leaves room for an answer of `new_tokens`.
+
+    Answers must fit the model's context, of `limit` tokens, and a row of the trainer; `setting` is
+    what the user calls `new_tokens`.
+
+    Raises:
+        ConfigError: there is no room for any prompt.
+    """
+    # A sample takes a place less in a row of the trainer than it has tokens.
+    most = min(limit, row_tokens + 1)
+    if new_tokens >= most:
+        raise ConfigError(
+            expected=f"`{setting}` that leave room for a prompt within {most} tokens, of the "
+            "model's context and of a row of the trainer",
+            found=str(new_tokens),
+            fix="Lower it, or raise `rl.update.row_tokens` where that is shorter",
+        )
+    return most - new_tokens
+
+
 def does_think(problems: Sequence[Problem]) -> bool:
     """Does any known solution hold thinking?"""
     return any(p.solution and p.solution.reasoning_content for p in problems)

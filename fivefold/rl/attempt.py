@@ -8,32 +8,33 @@ are chosen (report, sections 3.1 and 3.2). Answers that could not be judged are 
 state; they are neither passes nor failures. Draws come from seeds by problem and number, and every
 batch is on the disk before the next begins, so that a kill loses one batch at most.
 
+A problem goes by its id, unless others have the same one: then by its first group.
+
 Surprise: an empty answer is worth 0 without anybody judging it, so that a verifier that always
 fails still scores a few; the first batch is therefore held to a share (`most_unjudged`).
 """
 
 import asyncio
+import json
 import logging
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-from fivefold.artifact import atomic_write, write_json
+from fivefold.artifact import atomic_write
 from fivefold.data.attempt_file import (
-    STATES,
     Answer,
     AttemptedProblem,
     append_attempts,
     read_attempts,
     resume_attempts,
 )
-from fivefold.data.attempts import PassCount, write_pass_counts
-from fivefold.data.choose_page import rate_block
 from fivefold.envs.open_task import open_task
+from fivefold.envs.row import write_row
 from fivefold.envs.task import Problem
 from fivefold.errors import ConfigError, FivefoldError
 from fivefold.rl.attempt_config import AttemptedConfig, AttemptsConfig
+from fivefold.rl.attempt_page import write_counts, write_page
 from fivefold.rl.prompt import Judgement, Prompt, judge_safely
 from fivefold.rl.rollout import Ask, Completer, EngineCompleter, seed_of
 from fivefold.rl.task_prompt import TaskPrompts
@@ -41,7 +42,6 @@ from fivefold.serve.engine import Engine
 from fivefold.serve.request import SamplingParams
 from fivefold.serve.worker import Completion
 from fivefold.stage import ProgressTask, StageContext
-from fivefold.text.conversation import write_messages
 from fivefold.text.parse import parse_ids
 from fivefold.text.tokenizer import Tokenizer
 from fivefold.train.sft import check_template
@@ -77,8 +77,8 @@ def sample_attempts(
             with context.track(f"attempts at {name}", sampler.size, "problems") as bar:
                 asyncio.run(sampler.run(out, bar))
             found[name] = list(read_attempts(out / "attempts" / f"{name}.jsonl"))
-            _write_counts(out, name, found[name], config, context)
-    _write_page(out / "page", found, config)
+            write_counts(out, name, found[name], config, context)
+    write_page(out / "page", found, config)
 
 
 class _Sampler:
@@ -102,6 +102,8 @@ class _Sampler:
             self._task, tokenizer, verifier, name=name, thinks=config.thinks, begin=source.begin
         )
         self.size = _count_problems(source, self._task.size, self._task.name)
+        places = range(source.begin, source.begin + self.size)
+        self._names = name_problems(self._task.problem(place) for place in places)
 
     async def run(self, out: Path, bar: ProgressTask) -> None:
         """Sample what is missing; the file has its name once it is whole."""
@@ -153,6 +155,7 @@ class _Sampler:
         return [
             _attempted(
                 self._task.problem(self._begin + index),
+                self._names[index],
                 answers[place * size : (place + 1) * size],
             )
             for place, index in enumerate(indices)
@@ -189,23 +192,25 @@ def _count_problems(source: AttemptedConfig, size: int | None, name: str) -> int
     return min(source.problems, size - source.begin)
 
 
-def _attempted(problem: Problem, answers: Sequence[Answer]) -> AttemptedProblem:
-    return AttemptedProblem(problem.id, problem_to_row(problem), tuple(answers))
+def name_problems(problems: Iterable[Problem]) -> list[str]:
+    """Return a name for each problem: its id, or its first group where other problems have that id.
+
+    A function may give all of its problems one id; joined by it, answers to one problem would be
+    learned as answers to another.
+    """
+    keys = [(problem.id, json.dumps(write_row(problem)), problem.group) for problem in problems]
+    groups = dict[tuple[str, str], str]()
+    for problem_id, row, group in keys:
+        groups.setdefault((problem_id, row), group)
+    bearers = Counter(problem_id for problem_id, _ in groups)
+    return [
+        problem_id if bearers[problem_id] == 1 else groups[problem_id, row]
+        for problem_id, row, _ in keys
+    ]
 
 
-def problem_to_row(problem: Problem) -> dict[str, Any]:
-    """Return a problem as a row that `envs.row` reads back, its verifier spelled out."""
-    row: dict[str, Any] = {
-        "id": problem.id,
-        "messages": write_messages(problem.prompt),
-        "verifier": problem.spec.model_dump(mode="json"),
-        "difficulty": problem.difficulty,
-    }
-    if problem.solution is not None:
-        row["solution"] = problem.solution.content
-        if problem.solution.reasoning_content is not None:
-            row["thinking"] = problem.solution.reasoning_content
-    return row
+def _attempted(problem: Problem, name: str, answers: Sequence[Answer]) -> AttemptedProblem:
+    return AttemptedProblem(name, write_row(problem) | {"id": name}, tuple(answers))
 
 
 def _check_judged(name: str, batch: Sequence[AttemptedProblem], most: float) -> None:
@@ -220,68 +225,3 @@ def _check_judged(name: str, batch: Sequence[AttemptedProblem], most: float) -> 
         f"{reason[:160]}",
         fix="Correct what judges: a wrong answer is worth 0, it does not raise",
     )
-
-
-def _write_counts(
-    out: Path,
-    name: str,
-    problems: Sequence[AttemptedProblem],
-    config: AttemptsConfig,
-    context: StageContext,
-) -> None:
-    counts, states = dict[str, PassCount](), Counter[str]()
-    for problem in problems:
-        before = counts.get(problem.id, PassCount(0, 0))
-        counts[problem.id] = before.plus(problem.count(config.pass_reward))
-        states.update(problem.states)
-    write_pass_counts(out / "counts" / f"{name}.jsonl", counts)
-    passed, judged = (sum(values) for values in zip(*counts.values(), strict=True))
-    rate = passed / judged if judged else float("nan")
-    values = {
-        f"attempts/problems_{name}": len(problems),
-        f"attempts/pass_rate_{name}": rate,
-        f"attempts/passed_answers_{name}": passed,
-        **{f"attempts/{state}_answers_{name}": states[state] for state in STATES},
-    }
-    failed = ", ".join(f"{states[s]} {s}" for s in STATES[1:] if states[s])
-    line = (
-        f"{name}: {len(problems)} problems, {passed} of {judged} judged answers pass ({rate:.1%})"
-    )
-    line += f"; not judged: {failed}" if failed else ""
-    context.metrics.write_once(len(problems), values, shown=line)
-
-
-def _write_page(
-    page: Path, found: Mapping[str, Sequence[AttemptedProblem]], config: AttemptsConfig
-) -> None:
-    rows, samples = [], []
-    for name, problems in found.items():
-        counts = {problem.id: problem.count(config.pass_reward) for problem in problems}
-        write_json(page / f"20_rates_{name}.json", rate_block(name, counts))
-        states = sum((problem.states for problem in problems), Counter[str]())
-        passed = sum(count.k for count in counts.values())
-        rows.append([name, len(problems), passed, *(states[state] for state in STATES)])
-        samples += [_sample(name, p, config) for p in problems[: config.shown]]
-    table = {
-        "kind": "table",
-        "title": "Attempts",
-        "note": f"{config.attempts} at each problem. Answers that could not be judged count as "
-        "neither passed nor failed.",
-        "columns": ["source", "problems", "passed", *STATES],
-        "rows": rows,
-    }
-    write_json(page / "10_attempts.json", table)
-    if samples:
-        block = {"kind": "samples", "title": "A few problems, first attempts", "note": None}
-        write_json(page / "30_samples.json", {**block, "samples": samples})
-
-
-def _sample(name: str, problem: AttemptedProblem, config: AttemptsConfig) -> dict[str, str]:
-    k, n = problem.count(config.pass_reward)
-    first = problem.answers[0].message
-    thought = first.reasoning_content
-    return {
-        "label": f"{name}, solved {k} of {n}",
-        "prompt": "\n".join(message["content"] for message in problem.row["messages"]) + "\n",
-        "text": first.content if thought is None else f"({thought}) {first.content}",
-    }

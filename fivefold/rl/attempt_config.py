@@ -52,7 +52,13 @@ class AttemptsConfig(Config):
 
 
 class DumpCountsConfig(Config):
-    """(k, n) from the rollouts that a stage of RL has dumped."""
+    """(k, n) from the rollouts that a stage of RL has dumped, be it of another run."""
 
+    path: str = pydantic.Field(min_length=1)
+    """The directory of the dumps, `state/rollouts` of that stage."""
+    source: str
+    """Source of its prompts that is counted."""
+    dumps_hash: str = ""
+    """Hash over names, sizes and times of the dumps, so that later ones are counted too."""
     pass_reward: float = 1.0
     """Least reward that counts as a pass: k."""

@@ -25,7 +25,7 @@ class AttemptsStage(Stage):
 
 
 class DumpCountsStage(Stage):
-    """Counts the passes in RL's dumped rollouts; needs `rl`, makes `counts/`.
+    """Counts the passes in RL's dumped rollouts; needs nothing, makes `counts/`.
 
     It sees the dumps that are left: `record.dumps_kept` of the stage of RL says how many.
     """
@@ -35,7 +35,7 @@ class DumpCountsStage(Stage):
     config: DumpCountsConfig
 
     def execute(self, inputs: Mapping[str, Path], out: Path, context: StageContext) -> None:
-        """Read the dumps and write a file of counts for each source."""
+        """Read the dumps and write the source's counts."""
         from fivefold.rl.solve_count import write_dump_counts
 
-        write_dump_counts(self.config, inputs["rl"], out)
+        write_dump_counts(self.config, out)

@@ -8,6 +8,7 @@ An answer that the engine gave up, or that the judge cannot judge, is in no mean
 its own: a pass rate over half of the problems is another examination.
 """
 
+import asyncio
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -79,8 +80,9 @@ class Examiner:
         completions = await self._completer.complete(asks)
         rewards: dict[str, list[float]] = {prompt.group: [] for prompt in self._prompts}
         shown, failed, tokens = list[tuple[Prompt, Completion, float | None]](), 0, 0
-        for prompt, completion in zip(owners, completions, strict=True):
-            judgement = await self._judge(prompt, completion)
+        pairs = list(zip(owners, completions, strict=True))
+        judgements = await asyncio.gather(*(self._judge(*pair) for pair in pairs))
+        for (prompt, completion), judgement in zip(pairs, judgements, strict=True):
             tokens += len(completion.ids)
             if judgement.value is None:
                 failed += 1

@@ -22,7 +22,7 @@ from fivefold.ops.batch_invariant import BatchInvariant
 from fivefold.ops.chunked_cross_entropy import IGNORED
 from fivefold.rl.config import ReductionConfig
 from fivefold.rl.head import policy_logprobs, policy_loss
-from fivefold.rl.pack import PackedSamples
+from fivefold.rl.layout import PackedSamples
 from fivefold.rl.reduction import PolicyLoss, Totals, reduce_loss
 from fivefold.rl.rollout import Rollout
 from fivefold.rl.sample import Sample, SampleError

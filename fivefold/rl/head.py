@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fivefold.ops.chunked_cross_entropy import IGNORED, chunked_cross_entropy, token_logprobs
 from fivefold.rl.config import ReductionConfig
-from fivefold.rl.pack import PackedSamples
+from fivefold.rl.layout import PackedSamples
 from fivefold.rl.reduction import PolicyLoss, Totals, reduce_loss
 from fivefold.rl.streams import TokenLossFunction
 

@@ -20,9 +20,10 @@ from fivefold.models.transformer import Transformer
 from fivefold.rl.algorithm import make_token_loss
 from fivefold.rl.config import AlgorithmConfig
 from fivefold.rl.forward import PolicyForward
+from fivefold.rl.layout import PackedSamples
 from fivefold.rl.loop_config import LoopConfig, UpdateConfig
 from fivefold.rl.mismatch import Mismatch, measure_mismatch, merge_mismatches
-from fivefold.rl.pack import PackedSamples, pack_samples
+from fivefold.rl.pack import pack_samples
 from fivefold.rl.reduction import count_totals
 from fivefold.rl.sample import Sample
 from fivefold.rl.streams import Streams, TokenLoss, TokenLossFunction

@@ -163,8 +163,9 @@ class _Lengths:
             "the model's context and in a row of the trainer",
             found=f"{len(self._too_long)} longer ones of {self._seen}, the longest `{name}` with "
             f"{tokens}",
-            fix="Leave them out or shorten them, lower `rl.sampling.max_new_tokens`, or raise "
-            "`rl.update.row_tokens` where that is shorter than the model's context",
+            fix="Leave them out or shorten them, lower `rl.sampling.max_new_tokens` (of `fivefold "
+            "attempts`: `attempts.max_new_tokens`), or raise `rl.update.row_tokens` where that is "
+            "shorter than the model's context",
         )
 
 

@@ -100,13 +100,14 @@ class ServerCompleter:
         """Give the server the model's present weights; they are this version from here on.
 
         Raises:
-            RefusedError, OverloadedError, EndpointError: the server does not take them.
+            RefusedError, OverloadedError, EndpointError: the server does not take them, however
+                often they are sent (`config.retries`).
             MismatchError: it took them and serves another version than was pushed.
         """
-        served = await self._served_version()
+        served = await self._retry(self._served_version)
         target = max(served + 1, 1) if self._offset is None else version + self._offset
         await self._push(target)
-        found = await self._served_version()
+        found = await self._retry(self._served_version)
         if found != target:
             raise MismatchError(
                 expected=f"weight version {target} at `{self._config.url}` after it was pushed",
@@ -119,7 +120,7 @@ class ServerCompleter:
         """Return the version that is served; `NOT_SAMPLED` before the first push."""
         if self._offset is None:
             return NOT_SAMPLED
-        return await self._served_version() - self._offset
+        return await self._retry(self._served_version) - self._offset
 
     async def _answer(self, ask: Ask) -> Completion:
         params = ask.params
@@ -190,9 +191,20 @@ class ServerCompleter:
             place = (self._directory / "pushed").absolute()
             write_checkpoint(self._model, place)
             weights = {"model_path": str(place)}
-        reply = await self._endpoint.post(path, {**weights, "weight_version": str(target)})
-        is_taken = isinstance(reply, dict) and reply.get("success") is True
-        self._endpoint.require(is_taken, path, f"{reply!r}"[:200])
+        body = {**weights, "weight_version": str(target)}
+        tries = 0
+
+        async def send() -> None:
+            nonlocal tries
+            tries += 1
+            # The server may have taken them, and its answer been lost: it refuses a version twice.
+            if tries > 1 and await self._served_version() == target:
+                return
+            reply = await self._endpoint.post(path, body)
+            is_taken = isinstance(reply, dict) and reply.get("success") is True
+            self._endpoint.require(is_taken, path, f"{reply!r}"[:200])
+
+        await self._retry(send)
 
     async def _served_version(self) -> int:
         """Return the server's own number; -1 where it has another name for its weights."""

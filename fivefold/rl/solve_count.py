@@ -5,7 +5,8 @@ attempt at a problem, by a policy that changed meanwhile: the table says how har
 the run, the later dumps how hard it is now.
 
 Surprise: a dump that was written without the groups that had no signal knows only problems of
-middling difficulty.
+middling difficulty. And where a function gives several problems one id, a dump cannot tell them
+apart: they are counted as one, which is none of those that `attempt` names.
 """
 
 import logging
@@ -22,18 +23,25 @@ from fivefold.rl.dump import dumped_batches, read_judged
 logger = logging.getLogger(__name__)
 
 
-def write_dump_counts(config: DumpCountsConfig, rl: Path, out: Path) -> None:
-    """Write `out/counts/NAME.jsonl` of all dumps that the stage in `rl` has left.
+def write_dump_counts(config: DumpCountsConfig, out: Path) -> None:
+    """Write `out/counts/NAME.jsonl` of all dumps that the stage of RL has left.
 
     Raises:
-        MissingFileError: there are none.
+        MissingFileError: there are none, or none of the source.
         CorruptFileError: one of them is damaged.
     """
-    counts = count_dumps(rl / "state" / "rollouts", config.pass_reward)
-    for name, found in counts.items():
-        write_pass_counts(out / "counts" / f"{name}.jsonl", found)
-        write_json(out / "page" / f"10_rates_{name}.json", rate_block(name, found))
-        logger.info("%s: (k, n) of %d problems from rollouts of RL", name, len(found))
+    name = config.source
+    counts = count_dumps(Path(config.path), config.pass_reward)
+    if name not in counts:
+        raise MissingFileError(
+            expected=f"rollouts of the source `{name}` in `{config.path}`",
+            found="only those of " + ", ".join(f"`{each}`" for each in sorted(counts)),
+            fix="Name a run of the same task",
+        )
+    found = counts[name]
+    write_pass_counts(out / "counts" / f"{name}.jsonl", found)
+    write_json(out / "page" / f"10_rates_{name}.json", rate_block(name, found))
+    logger.info("%s: (k, n) of %d problems from rollouts of RL", name, len(found))
 
 
 def count_dumps(directory: Path, threshold: float = 1.0) -> dict[str, dict[str, PassCount]]:

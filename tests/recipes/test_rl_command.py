@@ -182,6 +182,7 @@ FAULTS = {
     "no solutions": (("--task", "rows.py", "--sft", "9"), "a solution of"),
     "problem that raises": (("--task", "raises.py"), "ZeroDivisionError"),
     "wrong solution": (("--task", "wrong.py"), "the verifier to reward the solution"),
+    "negative sft": (("--task", "add", "--sft=-3"), "`solved.problems` to hold a valid value"),
     "unknown key": (("--task", "add", "rl.batchs=3"), "Did you mean `batches`"),
     "unknown stage": (("--task", "add", "sft.peak_lr=3"), "a known key"),
     "unknown key of the task": (("--task", "add", "task.heldout_shar=1"), "`heldout_share`"),
@@ -262,6 +263,26 @@ def test_names_and_files_become_tasks(tmp_path: Path) -> None:
     assert maths.form == "gsm8k"
     spelled = read_task(f"{tmp_path}/maths.jsonl", verifier='{"kind": "number"}').config
     assert spelled.verifier == {"kind": "number"}  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def test_reward_of_a_file_is_found_from_any_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("own.py").write_text(JUDGED)
+    Path("rows.jsonl").write_text(json.dumps({"prompt": "a"}))
+    spec = {"kind": "all", "parts": [{"kind": "function", "target": "own.py:reward"}]}
+    named = [
+        read_task("own.py"),
+        read_task("rows.jsonl", verifier="own.py:reward"),
+        read_task("rows.jsonl", verifier='{"kind": "function", "target": "own.py:reward"}'),
+        read_task("rows.jsonl", verifier=json.dumps(spec)),
+    ]
+    wanted = {"kind": "function", "target": f"{tmp_path}/own.py:reward"}
+    found: list[Any] = [task.config.verifier for task in named]  # pyright: ignore[reportAttributeAccessIssue]
+    assert found == [wanted, wanted, wanted, {"kind": "all", "parts": [wanted]}]
+    module = read_task("rows.jsonl", verifier="module:reward").config
+    assert module.verifier == {"kind": "function", "target": "module:reward"}  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def config_of(stages: list[Stage]) -> RlConfig:

@@ -74,6 +74,21 @@ def test_each_command_of_the_page_runs(
     assert len(commands("rl")) == 3
 
 
+def test_command_that_counts_attempts_runs_after_the_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.set_num_threads(1)
+    monkeypatch.chdir(tmp_path)
+    write_files(tmp_path)
+    write_tiny(tmp_path / "runs/sums/rl/checkpoint")
+    (line,) = commands("attempts")
+    monkeypatch.setattr(sys, "argv", [*line, "attempts.max_new_tokens=8", "--threads", "1"])
+    main()
+    chosen = Path("runs/attempts-sums/choose")
+    assert f"(k, n) of each problem: {chosen}/counts/sums.jsonl" in capsys.readouterr().err
+    assert len((chosen / "counts/sums.jsonl").read_text().splitlines()) == 7  # one is held out
+
+
 def test_table_of_settings_states_the_defaults(tmp_path: Path) -> None:
     write_files(tmp_path)
     checkpoint = write_tiny(tmp_path / "checkpoint")

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from fivefold.rl.config import ReductionConfig
-from fivefold.rl.pack import PackedSamples, pack_samples
+from fivefold.rl.layout import PackedSamples
+from fivefold.rl.pack import pack_samples
 from fivefold.rl.reduction import Totals, count_totals, reduce_loss
 from fivefold.rl.sample import NOT_SAMPLED, Sample
 from fivefold.rl.streams import Streams, TokenLossFunction

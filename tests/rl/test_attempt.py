@@ -20,12 +20,12 @@ from fivefold.data.conversation_config import ChooseConfig, ConversationsConfig
 from fivefold.data.conversation_file import read_conversations
 from fivefold.envs.config import FileConfig, FunctionTaskConfig, ProceduralConfig
 from fivefold.envs.open_task import open_task
-from fivefold.envs.row import read_row
+from fivefold.envs.row import read_row, write_row
 from fivefold.envs.task import name_group
 from fivefold.errors import ConfigError, MissingFileError
 from fivefold.metrics import read_metrics
 from fivefold.report.block import draw_block
-from fivefold.rl.attempt import UnjudgedError, problem_to_row
+from fivefold.rl.attempt import UnjudgedError, name_problems
 from fivefold.rl.attempt_config import AttemptedConfig, AttemptsConfig, DumpCountsConfig
 from fivefold.rl.attempt_stage import AttemptsStage, DumpCountsStage
 from fivefold.rl.dump import write_dump
@@ -216,6 +216,66 @@ def test_kept_answers_train_and_kept_problems_come_back(
     assert losses[-1] < losses[0] - 0.3
 
 
+SAME = """
+def problem(index, seed):
+    return {"id": "q", "prompt": f"Say number {index % 5}.", "answer": index % 5}
+"""
+
+
+def test_problems_of_one_id_are_learned_under_their_own_prompts(
+    inputs: dict[str, Path], tmp_path: Path
+) -> None:
+    """A function may give all problems one id; the eighth is the third once more."""
+    (tmp_path / "same.py").write_text(SAME)
+    task = FunctionTaskConfig(
+        target=f"{tmp_path}/same.py:problem", verifier={"kind": "format", "answer_in": "content"}
+    )
+    config = config_of(inputs, sources={"say": AttemptedConfig(task=task, problems=8)}, attempts=2)
+    out = tmp_path / "out"
+    AttemptsStage("attempts", config).execute(inputs, out, context_of(tmp_path))
+    problems = list(read_attempts(out / "attempts" / "say.jsonl"))
+    names = [f"q#{n % 5}" for n in range(8)]
+    assert [(p.id, p.row["id"]) for p in problems] == [(name, name) for name in names]
+    counts = read_pass_counts(out / "counts" / "say.jsonl")
+    assert {name: n for name, (_, n) in counts.items()} == {
+        f"q#{n}": 4 if n < 3 else 2 for n in range(5)
+    }
+    # Six tokens end no answer of a random model.
+    path = out / "attempts" / "say.jsonl"
+    path.write_text(path.read_text().replace('"is_truncated": true', '"is_truncated": false'))
+    ChooseStage("choose", ChooseConfig()).execute(
+        {"attempts": out}, tmp_path / "choose", context_of(tmp_path)
+    )
+    said = {(p.id, a.message.content) for p in problems for a in p.answers}
+    learned = list(read_conversations(tmp_path / "choose" / "say.jsonl"))
+    assert len({c.messages[0].content for c in learned}) == 5
+    for conversation in learned:
+        asked, answered = conversation.messages
+        assert (f"q#{asked.content[-2]}", answered.content) in said
+
+
+def test_names_are_ids_where_these_tell_problems_apart(tmp_path: Path) -> None:
+    (tmp_path / "same.py").write_text(SAME + SAME.replace('"q"', '"p%d" % (index % 5)').replace(
+        "problem", "apart"))  # fmt: skip
+    for function, names in (("problem", "q#3 q#4 q#5 q#6 q#7 q#3"), ("apart", "p3 p4 p0 p1 p2 p3")):
+        config = FunctionTaskConfig(target=f"{tmp_path}/same.py:{function}", verifier="exact")
+        task = open_task(config)
+        assert name_problems(task.problem(n) for n in range(3, 9)) == names.split()
+    assert name_problems(task.problem(3) for _ in range(2)) == ["p3", "p3"]
+
+
+def test_answers_that_were_cut_are_told(tried: Path) -> None:
+    problems = list(read_attempts(tried / "out" / "attempts" / "say.jsonl"))
+    cut = sum(answer.is_truncated for problem in problems for answer in problem.answers)
+    assert cut > 0
+    (record,) = read_metrics(tried / "metrics.jsonl")
+    assert record["attempts/truncated_answers_say"] == cut
+    table = json.loads((tried / "out" / "page" / "10_attempts.json").read_text())
+    (row,) = table["rows"]
+    assert row[table["columns"].index("cut at 6 tokens")] == cut
+    assert len(row) == len(table["columns"])
+
+
 @pytest.mark.parametrize(
     "task",
     [
@@ -228,7 +288,7 @@ def test_problem_survives_as_a_row(task: Any) -> None:
     opened = open_task(task)
     for index in range(5):
         problem = opened.problem(index)
-        row = json.loads(json.dumps(problem_to_row(problem)))
+        row = json.loads(json.dumps(write_row(problem)))
         again = read_row(row, task=problem.task, index=index, where="row")
         assert again == replace(problem, group=again.group)
 
@@ -256,8 +316,11 @@ def test_rollouts_of_rl_give_the_same_table(tmp_path: Path) -> None:
         write_dump(dumps, batch, trained, {}, kept=9, judged=judged)
     expected = {"p0": PassCount(3, 6), "p1": PassCount(3, 3), "p2": PassCount(0, 3)}
     assert count_dumps(dumps) == {"say": expected}
-    stage = DumpCountsStage("counts", DumpCountsConfig())
-    stage.execute({"rl": tmp_path / "rl"}, tmp_path / "out", context_of(tmp_path))
+    config = DumpCountsConfig(path=str(dumps), source="say")
+    DumpCountsStage("counts", config).execute({}, tmp_path / "out", context_of(tmp_path))
+    other = DumpCountsStage("counts", config.model_copy(update={"source": "sing"}))
+    with pytest.raises(MissingFileError, match=r"source `sing` .* only those of `say`"):
+        other.execute({}, tmp_path / "out", context_of(tmp_path))
     assert read_pass_counts(tmp_path / "out" / "counts" / "say.jsonl") == expected
     write_dump(dumps, 3, rollouts["p1#1"], {}, kept=1)
     assert count_dumps(dumps) == {"say": {"p1": PassCount(3, 3)}}

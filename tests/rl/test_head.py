@@ -17,8 +17,9 @@ from fivefold.rl import preset
 from fivefold.rl.algorithm import make_token_loss
 from fivefold.rl.config import AlgorithmConfig, ReductionConfig
 from fivefold.rl.head import policy_logprobs, policy_loss
+from fivefold.rl.layout import PackedSamples
 from fivefold.rl.mismatch import EDGES, measure_mismatch, merge_mismatches
-from fivefold.rl.pack import PackedSamples, pack_samples
+from fivefold.rl.pack import pack_samples
 from fivefold.rl.reduction import count_totals, reduce_loss
 from fivefold.rl.sample import Sample
 

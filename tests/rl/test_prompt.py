@@ -4,6 +4,7 @@ import asyncio
 import math
 import statistics
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -14,7 +15,7 @@ from toy import ToySource, toy_config
 from fivefold.errors import MismatchError
 from fivefold.rl.examine import Examiner, mean_of_groups
 from fivefold.rl.loop_config import EvaluationConfig
-from fivefold.rl.prompt import PromptStream
+from fivefold.rl.prompt import Judgement, Prompt, PromptStream
 
 WEIGHTS = st.lists(st.floats(0.1, 10), min_size=1, max_size=5)
 
@@ -89,6 +90,26 @@ def test_examination_asks_the_same_each_time_and_tells_sources_apart() -> None:
     assert len({ask.params.seed for ask in first}) == 12
     asyncio.run(examiner.examine())
     assert completer.asked[12:] == first
+
+
+def test_held_out_answers_are_judged_together() -> None:
+    """Each judgement ends once all have begun."""
+    begun, all_begun = list[Prompt](), asyncio.Event()
+
+    async def judge(prompt: Prompt) -> Judgement:
+        begun.append(prompt)
+        if len(begun) == 6:
+            all_begun.set()
+        await asyncio.wait_for(all_begun.wait(), 5)
+        return Judgement(float(prompt.group[-1]), "scored")
+
+    prompts = list[Prompt]()
+    for plain in (ToySource().prompt(n) for n in range(3)):
+        prompts.append(replace(plain, judge=lambda ids, plain=plain: judge(plain)))
+    config = toy_config(evaluation=EvaluationConfig(prompts=3, rollouts=2))
+    found = asyncio.run(Examiner(ScriptedCompleter(), prompts, config, seed=4).examine())
+    assert found.metrics["rl/eval_failed_rollouts"] == 0
+    assert all(reward == float(prompt.group[-1]) for prompt, _, reward in found.shown)
 
 
 def test_answer_that_the_engine_gave_up_is_not_judged(caplog: pytest.LogCaptureFixture) -> None:

@@ -1,12 +1,14 @@
 """Rollouts by URL: the synchronous loop over a live server is the loop over its own engine."""
 
 import asyncio
+import json
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
+import httpx
 import pytest
 import torch
 from live_server import Live, live_server
@@ -31,6 +33,7 @@ from fivefold.rl.teacher import SCORING
 from fivefold.serve.engine import Engine
 from fivefold.serve.request import SamplingParams
 from fivefold.text.completer import EndpointError, OverloadedError, RefusedError
+from fivefold.text.endpoint import Endpoint
 from fivefold.train.compute import ComputeModel
 from fivefold.train.pretrain import freeze_indexers
 
@@ -204,6 +207,39 @@ def test_faults_that_may_pass_are_tried_again_and_counted() -> None:
             return completer.retried
 
     assert asyncio.run(run()) == 4
+
+
+@pytest.mark.parametrize("push", ["busy", "lost", "broken"])
+def test_push_and_its_versions_survive_a_fault_that_passes(push: str) -> None:
+    """A server that is busy for a moment, or whose answer to a push is lost, ends no run."""
+    served, pushed, faults = "default", list[str](), [push]
+    silent = iter([True, False, True, True] + [False] * 99)
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        nonlocal served
+        if request.url.path == "/get_weight_version":
+            reply = httpx.Response(200, json={"weight_version": served})
+            return httpx.Response(503) if next(silent) else reply
+        asked = json.loads(request.content)["weight_version"]
+        fault = faults.pop() if faults else ""
+        if fault in ("busy", "broken"):
+            return httpx.Response(503 if fault == "busy" else 500)
+        if served.isdecimal() and int(asked) <= int(served):
+            return httpx.Response(400, json={"message": "count upwards"})
+        served = asked
+        pushed.append(asked)
+        return httpx.Response(500) if fault else httpx.Response(200, json={"success": True})
+
+    async def run() -> tuple[int, int]:
+        async with await completer_at("http://scripted", retries=3) as completer:
+            wire = httpx.MockTransport(answer)
+            completer._endpoint = Endpoint("http://scripted", transport=wire)
+            completer._reader = httpx.AsyncClient(base_url="http://scripted", transport=wire)
+            await completer.push(7)
+            return await completer.version(), completer.retried
+
+    assert asyncio.run(run()) == (7, 4)
+    assert pushed == ["1"]
 
 
 def test_server_that_is_not_there_is_named() -> None:

@@ -8,14 +8,17 @@ from hypothesis import strategies as st
 from tabular import make_sample
 
 from fivefold.models.initialise import initialise
+from fivefold.models.moe import MoE
 from fivefold.models.preset import preset as shape
 from fivefold.models.transformer import Transformer
 from fivefold.ops.chunked_cross_entropy import IGNORED
 from fivefold.rl import preset
 from fivefold.rl.algorithm import make_token_loss
+from fivefold.rl.config import AlgorithmConfig
 from fivefold.rl.forward import PolicyForward
 from fivefold.rl.pack import pack_samples
 from fivefold.rl.reduction import count_totals
+from fivefold.rl.rollout import Rollout
 from fivefold.rl.sample import Sample
 
 WORDS = 32
@@ -75,14 +78,38 @@ def test_log_probabilities_are_those_of_samples_packed_whole(row: int) -> None:
         assert (alone[samples[member].loss_mask] < 0).all()
 
 
-def test_gradient_is_that_of_samples_packed_whole() -> None:
+def with_routing(samples: list[Sample], layers: int, experts: int, chosen: int) -> list[Sample]:
+    """Record experts for every token; those of a prompt are the same in its group."""
+    rollouts = list[Sample]()
+    for sample in samples:
+        prompt = int(np.flatnonzero(sample.loss_mask)[0])
+        parts = []
+        for seed, tokens in ((len(sample.group), prompt), (int(sample.ids.sum()), 0)):
+            rng = np.random.default_rng([ord(sample.group[0]), seed])
+            count = tokens or len(sample.ids) - prompt
+            ranks = rng.random((count, layers, experts)).argsort(-1)
+            parts.append(ranks[..., :chosen].astype(np.int16))
+        rollouts.append(Rollout(**vars(sample), routing=np.concatenate(parts)))
+    return rollouts
+
+
+@pytest.mark.parametrize("replays", [False, True], ids=["routed", "replayed"])
+@pytest.mark.parametrize(
+    "config",
+    [preset.grpo(4), preset.gspo(4), preset.dapo(), preset.dr_grpo(9)],
+    ids=["grpo", "gspo", "dapo", "dr_grpo"],
+)
+def test_gradient_is_that_of_samples_packed_whole(config: AlgorithmConfig, replays: bool) -> None:
     model, samples = tiny_model(), make_groups()
-    config = preset.grpo(4)
+    layers = sum(isinstance(module, MoE) for module in model.layers.modules())
+    shaped = model.config
+    samples = with_routing(samples, layers, shaped.n_routed_experts, shaped.num_experts_per_tok)
+    forward = PolicyForward(model, temperature=1.0, chunk_tokens=4, replays_routing=replays)
     gradients = []
     for shares in (False, True):
         model.zero_grad()
         for pack in pack_samples(samples, 40, 1, shares_prompts=shares, dtype=torch.float64):
-            share, routing = forward_of(model).loss(
+            share, routing = forward.loss(
                 pack, samples, make_token_loss(config), count_totals(samples), config.reduction
             )
             share.total.backward()
@@ -93,6 +120,22 @@ def test_gradient_is_that_of_samples_packed_whole() -> None:
     whole, shared = gradients
     assert whole.abs().max() > 1e-4
     torch.testing.assert_close(shared, whole, atol=1e-13, rtol=1e-9)
+
+
+def test_wider_rows_count_a_prompt_fewer_times_for_routers() -> None:
+    """What the balance of experts counts does depend on the width, as `pack` says."""
+    model, samples = tiny_model(), make_group("a", 9, [2, 2, 2, 2])
+    config, counted = preset.grpo(4), list[int]()
+    for width in (12, 14, 16, 64):
+        places = 0
+        for pack in pack_samples(samples, width, 1, shares_prompts=True, dtype=torch.float64):
+            _, routing = forward_of(model).loss(
+                pack, samples, make_token_loss(config), count_totals(samples), config.reduction
+            )
+            places += len(routing[0].chosen_TA)
+        counted.append(places)
+    # Eight places a row that the samples share, and two of each sample; a sample alone has ten.
+    assert counted == [2 * 8 + 8, 8 + 6 + 10, 8 + 8, 8 + 8]
 
 
 def test_another_prompt_in_the_group_changes_nothing_for_the_others() -> None:

@@ -21,7 +21,8 @@ from fivefold.rl.config import (
     ReductionConfig,
     TisConfig,
 )
-from fivefold.rl.pack import PackedSamples, pack_samples
+from fivefold.rl.layout import PackedSamples
+from fivefold.rl.pack import pack_samples
 from fivefold.rl.reduction import count_totals, reduce_loss
 from fivefold.rl.sample import Sample
 
