@@ -142,7 +142,7 @@ def _run_on_ray(
     steps: Sequence[PipelineStep], tasks: int, workers: int, log: Path, config: ExecutorConfig
 ) -> None:
     try:
-        import ray
+        import ray  # pyright: ignore[reportMissingImports]  # an extra
     except ImportError as error:
         raise ConfigError(
             expected="the package `ray` for `executor.kind=ray`",
