@@ -10,7 +10,7 @@ demo: $(VENV)/.installed  ## train the nano model on real text and write its rep
 	$(BIN)/fivefold run nano
 
 test: $(VENV)/.installed-dev  ## the tests, without the slow ones
-	$(BIN)/python -m pytest -q -m "not slow and not network and not dist"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slow and not network and not dist"
 
 test-dist: $(VENV)/.installed-dev  ## the tests of several processes
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "dist and not slow"

@@ -19,10 +19,13 @@ from fivefold.errors import ConfigError
 
 
 class Config(pydantic.BaseModel):
-    """Base of all configs: frozen, strict about keys, docstring under each field is its help."""
+    """Base of all configs: frozen, strict about keys, a docstring under each field for readers."""
 
     model_config = pydantic.ConfigDict(
-        frozen=True, extra="forbid", use_attribute_docstrings=True, validate_default=True
+        frozen=True,
+        extra="forbid",
+        validate_default=True,
+        defer_build=True,  # validators are made at first use: most commands use few configs
     )
 
 

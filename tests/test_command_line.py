@@ -29,6 +29,21 @@ print("\\nPROBE", "torch" in sys.modules, used.ru_utime + used.ru_stime)
 """
 
 
+# What the packages cost that every command imports: a third of a second on a core of 2023.
+PACKAGES = """
+import resource, numpy, pydantic, rich.console, tyro
+used = resource.getrusage(resource.RUSAGE_SELF)
+print(used.ru_utime + used.ru_stime)
+"""
+
+
+def packages_seconds() -> float:
+    """Return the CPU seconds of a fresh process that imports those packages alone."""
+    command = [sys.executable, "-c", PACKAGES]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return float(done.stdout)
+
+
 def probe(*arguments: str) -> tuple[str, bool, float]:
     """Return what a fresh process prints, whether it imports torch, and its CPU seconds."""
     done = subprocess.run(
@@ -87,7 +102,8 @@ def test_help_and_plan_answer_at_once_without_torch(arguments: tuple[str, ...], 
     seconds = min([seconds, *(probe(*arguments)[2] for _ in range(2) if seconds >= 1)])
     assert shown in output
     assert not has_torch
-    assert seconds < 1
+    # A slow core is allowed as many times what the packages alone cost.
+    assert seconds < 1 or seconds < 3.5 * packages_seconds()
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -192,10 +192,6 @@ def test_config_is_frozen_and_strict() -> None:
         Leaf.model_validate({"length": 4})
 
 
-def test_field_docstring_is_its_description() -> None:
-    assert Leaf.model_fields["size"].description == "Size."
-
-
 def test_config_survives_json() -> None:
     tree = changed('tree.points.wiki=[{"weight": 2}]', "tree.leaf.rate=0.1")
     assert Tree.model_validate(config_to_json(tree)) == tree

@@ -1,10 +1,11 @@
 """Several processes train one model; parallelism is applied to it from outside.
 
-Reading order: `config` (axes, ZeRO stage; torch-free), `mesh` (`World`, `Mesh`, `Group`), `ledger`,
-`collectives` (every call is recorded), `row_shard` (which rows of a parameter a rank holds, flat
-buckets), `zero` (`Sharding`, what optimizer and step know of it, and stages 0 to 2), `fsdp` (stage
-3), `muon` (owners of matrices), `saver` (states that any mesh can load), `failure` (first cause),
-`launch` (torchrun). How it meets a training is in `train.data_parallel`.
+Reading order: `config` (axes, ZeRO stage; torch-free), `mesh` (processes and their groups),
+`ledger`, `collectives` (every call is recorded), `row_shard` (which rows of a parameter a rank
+holds, flat buckets), `zero` (what optimizer and step know of sharding, and stages 0 to 2), `fsdp`
+(stage 3), `muon` (owners of matrices), `saver` (states that any mesh can load), `failure` (first
+cause), `launch` (torchrun), `pipeline` (stages on torch's runtime), `context` (ranks share the
+tokens of rows). How it meets a training is in `train.data_parallel`.
 
 A model in parts is read as `sequence` (whole or own tokens), `vocabulary`, `tensor_attention`,
 `expert_exchange`, `expert` (the dispatcher), `tensor` (`SplitModel` puts them around a model) and

@@ -6,6 +6,7 @@ the first one turned round, so that learning it unlearns the first. `benchmarks/
 the same at the size of the recipe.
 """
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -65,6 +66,8 @@ TAUGHT = 400
 OPTIMIZER = OptimizerConfig(ns_dtype="float32", weight_decay=0.0)
 GAIN, FORGOTTEN, MARGIN = 0.25, 0.2, 0.05
 """Least gain by RL and least loss by RL on the other skill; most that the student may lack."""
+EXAMINED = 400
+"""Answers behind each rate."""
 
 
 class Bar:
@@ -135,7 +138,7 @@ def chain(skills: Path) -> list[Stage]:
             TeacherConfig(task=FunctionTaskConfig(target=up), teacher="teacher_a"),
             TeacherConfig(task=FunctionTaskConfig(target=down), teacher="teacher_b"),
         ),
-        batches=40,
+        batches=50,
         sampling=SamplingConfig(batch_prompts=40, max_new_tokens=4, thinks=False),
         evaluation=examined(),
         **{**common, "update": UpdateConfig(row_tokens=64, lr=6e-3, optimizer=OPTIMIZER)},
@@ -208,6 +211,12 @@ def run_chain(run: Path, seed: int = 0) -> Story:
     return Story(rates, tokens)
 
 
+def lack(teacher: float, student: float) -> float:
+    """Return how much less the student knows, less two standard errors of that difference."""
+    variance = sum(rate * (1 - rate) / EXAMINED for rate in (teacher, student))
+    return teacher - student - 2 * math.sqrt(variance)
+
+
 def check_story(story: Story) -> None:
     """Both skills are half known, each expert gains its own, and the last model has both."""
     start = story.rates["rl_a"][0]
@@ -221,8 +230,8 @@ def check_story(story: Story) -> None:
     assert rl_a["up"] - start["up"] >= GAIN, "RL on A teaches A"
     assert rl_b["down"] - rl_a["down"] >= GAIN, "RL on B teaches B"
     assert rl_a["up"] - rl_b["up"] >= FORGOTTEN, "RL on B forgets of A"
-    assert distill["up"] >= rl_a["up"] - MARGIN, "distillation recovers A from its teacher"
-    assert distill["down"] >= rl_b["down"] - MARGIN, "distillation keeps B of its teacher"
+    assert lack(rl_a["up"], distill["up"]) <= MARGIN, "distillation recovers A from its teacher"
+    assert lack(rl_b["down"], distill["down"]) <= MARGIN, "distillation keeps B of its teacher"
     assert distill["up"] - rl_b["up"] >= FORGOTTEN, "what comes back had been lost"
     assert ratio > 1, "distillation samples less than RL did"
 
@@ -256,8 +265,8 @@ TOLD = Story(
         ("rl_a", "up", 0.6, "RL on A"),
         ("rl_b", "down", 0.4, "RL on B teaches"),
         ("rl_b", "up", 0.8, "RL on B forgets"),
-        ("distill", "up", 0.8, "recovers A"),
-        ("distill", "down", 0.8, "keeps B"),
+        ("distill", "up", 0.75, "recovers A"),
+        ("distill", "down", 0.75, "keeps B"),
         ("distill", "tokens", 210, "samples less"),
     ],
 )

@@ -1,4 +1,4 @@
-"""fastText scores of a run, and what they are as percentiles."""
+"""Scores of a run by fastText, and what they are as percentiles."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
