@@ -160,7 +160,7 @@ def test_a_group_in_another_order_names_the_ranks(pair: Team) -> None:
 
 
 def test_ranks_in_different_layers_name_the_rank(pair: Team) -> None:
-    with pytest.raises(CaseError, match=r"rank 1's tokens .* layer 3 .* rank 1 .* layer 4"):
+    with pytest.raises(CaseError, match=r"rank 1's tokens .* layer 3.* rank 1 .* layer 4"):
         pair.run(wrong_layer)
 
 

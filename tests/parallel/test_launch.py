@@ -110,9 +110,11 @@ def prepared(finished: Path, tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     "mesh",
     [
-        ("parallel.dp=2",),
+        pytest.param(("parallel.dp=2",), marks=pytest.mark.slow),
         ("parallel.pp=2", "parallel.dp=2"),
-        ("parallel.pp=2", "parallel.schedule=zb_v", "parallel.chunks=2"),
+        pytest.param(
+            ("parallel.pp=2", "parallel.schedule=zb_v", "parallel.chunks=2"), marks=pytest.mark.slow
+        ),
     ],
     ids=["dp2", "pp2_dp2", "pp2_zb_v"],
 )
@@ -206,6 +208,7 @@ def test_killed_rank_is_named_and_the_run_goes_on(
     assert found[max(found)] == pytest.approx(wanted[max(found)], rel=0.02)
 
 
+@pytest.mark.slow
 def test_hanging_rank_is_named(
     prepared: Path, start: Callable[[list[str]], subprocess.Popen[str]]
 ) -> None:
