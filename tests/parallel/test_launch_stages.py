@@ -9,7 +9,7 @@ from test_launch import command, run_to_end
 
 from fivefold.metrics import read_metrics
 
-pytestmark = [pytest.mark.dist, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.dist, pytest.mark.slow, pytest.mark.timeout(600)]
 
 SHORT = (
     "pretrain.model.max_position_embeddings=256",

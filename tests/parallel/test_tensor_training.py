@@ -28,7 +28,7 @@ from fivefold.train.compute import ComputeModel
 from fivefold.train.optimizer import HybridOptimizer
 from fivefold.train.step import StepResult, own_microbatches, train_step
 
-pytestmark = pytest.mark.dist
+pytestmark = [pytest.mark.dist, pytest.mark.slow]
 
 MESHES = {
     "ep2": ParallelConfig(dp=2, ep=2),
