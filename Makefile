@@ -25,7 +25,7 @@ check: $(VENV)/.installed-dev  ## style, types, room contracts, spelling: what C
 	$(BIN)/typos
 	$(BIN)/pyright
 
-bench: $(VENV)/.installed-dev  ## every benchmark against its peer; JSON in benchmarks/results/
+bench: $(VENV)/.installed-peers  ## every benchmark against its peer; JSON in benchmarks/results/
 	$(BIN)/python benchmarks/run_all.py
 
 format: $(VENV)/.installed-dev
@@ -44,6 +44,10 @@ $(VENV)/.installed: $(VENV)/bin/python pyproject.toml constraints.txt
 
 $(VENV)/.installed-dev: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	touch $@
+
+$(VENV)/.installed-peers: $(VENV)/.installed-dev
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[peers]"
 	touch $@
 
 clean:  ## remove the environment and all runs

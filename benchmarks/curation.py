@@ -1,16 +1,18 @@
 """Curation on one core: our heuristics chain against datatrove's filters, ours against datasketch.
 
 The same pages go through both chains (Gopher repetition, Gopher quality, C4, FineWeb). datatrove
-splits words with spaCy where that is installed; without it the peer is given our splitter, which
-is several times as fast, and the JSON says so (`peer_words`). `detail` holds the other
-measurements, each of interleaved pairs too: MinHash signatures with shingling against datasketch,
-and our speed on the DCLM chain and on Bloom. Pages: a finished corpus (`--corpus`), else the texts
-of installed packages. From `--html SOURCE` (a path, or a name of the catalogue)
-also extraction and the whole path from HTML to documents and to tokens, with each step's share of
-the time.
+splits English with spaCy and refuses to without it; so `ratio` is against spaCy where that is
+installed, and `ratio_with_our_words` against the same filters given our splitter, several times as
+fast. Without spaCy `ratio` is the latter; `peer_words` says which. `detail` holds the other
+measurements, each of interleaved pairs too: MinHash signatures with shingling against datasketch
+and, where it is installed, rensa, and our speed on the DCLM chain and on Bloom. Pages: a finished
+corpus (`--corpus`), else the texts of installed packages. From `--html SOURCE` (a path, or a name
+of the catalogue) also extraction, beside resiliparse alone, and the whole path from HTML to
+documents and to tokens, with each step's share of the time.
 """
 
 import argparse
+import importlib
 import importlib.util
 import statistics
 import time
@@ -29,7 +31,10 @@ from datatrove.pipeline.filters import (
     GopherQualityFilter,
     GopherRepetitionFilter,
 )
+from datatrove.utils.text import split_into_parts
 from harness import add_options, compare, pair_count
+from resiliparse.extract.html2text import extract_plain_text
+from resiliparse.parse.html import HTMLTree
 
 from fivefold.data.curate.config import (
     BloomConfig,
@@ -89,39 +94,63 @@ def read_pages(corpus: str, count: int) -> list[str]:
     return pages[:: max(1, len(pages) // count)][:count]
 
 
-def peer_chain() -> tuple[str, Callable[[str], bool]]:
-    """Return who splits the words, and datatrove's chain over one text."""
-    words = "spacy" if importlib.util.find_spec("spacy") else "ours"
-    if words == "ours":
-        word_tokenizers.load_word_tokenizer = lambda language: OurWords()  # type: ignore[assignment]
+_THEIR_WORDS = word_tokenizers.load_word_tokenizer
+
+
+def peer_chain(words: str) -> Callable[[Sequence[str]], list[bool]]:
+    """Return datatrove's chain over texts; `words` says who splits them, `spacy` or `ours`."""
     filters = [
         GopherRepetitionFilter(),
         GopherQualityFilter(),
         C4QualityFilter(filter_no_terminal_punct=False),
         FineWebQualityFilter(),
     ]
+    load = _THEIR_WORDS if words == "spacy" else lambda language: OurWords()
 
-    def keeps(text: str) -> bool:
-        page = Page(text=text, id="")
-        return all(step.filter(page) is True for step in filters)
+    def keep(texts: Sequence[str]) -> list[bool]:
+        word_tokenizers.load_word_tokenizer = load  # type: ignore[assignment]
+        # datatrove remembers the words of the last texts, whoever split them.
+        split_into_parts.cache_clear()
+        pages = [Page(text=text, id="") for text in texts]
+        return [all(step.filter(page) is True for step in filters) for page in pages]
 
-    return words, keeps
+    return keep
+
+
+def shingle_strings(text: str, config: MinHashConfig) -> list[str]:
+    """Return the shingles that we hash, as strings, for libraries that take those."""
+    words = unicode_words(text.lower())
+    size = config.shingle_words
+    return [" ".join(words[i : i + size]) for i in range(max(1, len(words) - size + 1))]
 
 
 def datasketch_signature(text: str, config: MinHashConfig) -> object:
     """Return datasketch's signature of the same shingles."""
-    words = unicode_words(text.lower())
-    size = config.shingle_words
-    shingles = {" ".join(words[i : i + size]) for i in range(max(1, len(words) - size + 1))}
     sketch = MinHash(num_perm=config.bands * config.rows)
-    sketch.update_batch([shingle.encode() for shingle in shingles])
+    sketch.update_batch([shingle.encode() for shingle in set(shingle_strings(text, config))])
     return sketch
+
+
+def rensa_sides(pages: Sequence[str], config: MinHashConfig) -> dict[str, Callable[[], object]]:
+    """Return rensa's signatures of the same shingles to be measured; nothing without rensa."""
+    if not importlib.util.find_spec("rensa"):
+        return {}
+    rensa = importlib.import_module("rensa")
+
+    def sign(text: str) -> object:
+        sketch = rensa.RMinHash(num_perm=config.bands * config.rows, seed=config.seed)
+        sketch.update(shingle_strings(text, config))
+        return sketch.digest()
+
+    return {"rensa": lambda: [sign(page) for page in pages]}
 
 
 def measure(
     sides: dict[str, Callable[[], object]], pairs: int, work: float
 ) -> dict[str, list[float]]:
-    """Return units a second of processor time for each side, run in turn."""
+    """Return units a second of processor time for each side, run in turn after a warm-up."""
+    for call in sides.values():
+        call()
     speeds: dict[str, list[float]] = {name: [] for name in sides}
     for pair in range(pairs):
         for name, call in sides.items() if pair % 2 == 0 else reversed(sides.items()):
@@ -132,7 +161,7 @@ def measure(
 
 
 def other_measurements(pages: Sequence[str], pairs: int) -> dict[str, Any]:
-    """Return documents a second of the other parts, and the median ratio to datasketch."""
+    """Return documents a second of the other parts, and ratios (median, least, greatest)."""
     minhash, dclm = MinHashConfig(), HeuristicsConfig()
 
     def bloom() -> None:
@@ -146,15 +175,37 @@ def other_measurements(pages: Sequence[str], pairs: int) -> dict[str, Any]:
             "datasketch": lambda: [datasketch_signature(page, minhash) for page in pages],
             "dclm_heuristics": lambda: [judge(page, dclm, "en") for page in pages],
             "bloom": bloom,
+            **rensa_sides(pages, minhash),
         },
         pairs,
         len(pages),
     )
-    ratios = [a / b for a, b in zip(speeds["minhash"], speeds["datasketch"], strict=True)]
+    peers = {"minhash_ratio": "datasketch", "minhash_ratio_rensa": "rensa"}
     return {
         **{f"{name}_docs_per_s": round(statistics.median(run), 1) for name, run in speeds.items()},
-        "minhash_ratio": round(statistics.median(ratios), 3),
+        **{
+            name: ratio_of(speeds["minhash"], speeds[peer])
+            for name, peer in peers.items()
+            if peer in speeds
+        },
     }
+
+
+def ratio_of(ours: Sequence[float], theirs: Sequence[float]) -> list[float]:
+    """Return the median, least and greatest ratio of speeds that were measured in turn."""
+    ratios = [one / other for one, other in zip(ours, theirs, strict=True)]
+    return [round(value, 3) for value in (statistics.median(ratios), min(ratios), max(ratios))]
+
+
+def other_words(pages: Sequence[str], pairs: int) -> dict[str, Any]:
+    """Return the ratio to datatrove's chain with our splitter."""
+    config, keep = HeuristicsConfig(mode="datatrove"), peer_chain("ours")
+    sides = {
+        "ours": lambda: [judge(page, config, "en") for page in pages],
+        "theirs": lambda: keep(pages),
+    }
+    speeds = measure(sides, pairs, len(pages))
+    return {"ratio_with_our_words": ratio_of(speeds["ours"], speeds["theirs"])}
 
 
 def read_html(source: str, bytes_at_most: int) -> list[bytes]:
@@ -173,6 +224,14 @@ def read_html(source: str, bytes_at_most: int) -> list[bytes]:
     return pages
 
 
+def resiliparse_text(page: bytes) -> str:
+    """Return what resiliparse finds, with our settings and nothing around it."""
+    tree = HTMLTree.parse(page.decode(errors="replace"))
+    return extract_plain_text(
+        tree, main_content=True, alt_texts=False, links=False, preserve_formatting=True
+    )
+
+
 def measure_path(html: Sequence[bytes], pairs: int) -> dict[str, Any]:
     """Return MB/s of processor time from HTML on, and the share of each step.
 
@@ -180,6 +239,14 @@ def measure_path(html: Sequence[bytes], pairs: int) -> dict[str, Any]:
     """
     heuristics, minhash = HeuristicsConfig(), MinHashConfig()
     identify, language = load_identifier(""), LanguageConfig()
+    alone = measure(
+        {
+            "resiliparse": lambda: [resiliparse_text(page) for page in html],
+            "ours": lambda: [extract_page(page, "html") for page in html],
+        },
+        pairs,
+        sum(map(len, html)) / 1e6,
+    )
     texts = [extract_page(page, "html").text for page in html]
     sample = iter(texts[: max(1, len(texts) // 4)])
     tokenizer = Tokenizer(train_tokenizer(sample, TokenizerConfig(vocab_size=4096)))
@@ -217,6 +284,8 @@ def measure_path(html: Sequence[bytes], pairs: int) -> dict[str, Any]:
         "html_mb": round(sum(map(len, html)) / 1e6, 2),
         "text_mb": round(text_mb, 2),
         "extract_html_mb_per_s": round(sum(map(len, html)) / 1e6 / spent["extract"], 2),
+        "resiliparse_alone_html_mb_per_s": round(statistics.median(alone["resiliparse"]), 2),
+        "extract_share_of_resiliparse_alone": ratio_of(alone["ours"], alone["resiliparse"]),
         "path_text_mb_per_s": round(text_mb / total, 3),
         "path_without_tokens_text_mb_per_s": round(text_mb / (total - spent["tokenise"]), 3),
         "path_shares": {name: round(seconds / total, 3) for name, seconds in spent.items()},
@@ -235,14 +304,15 @@ def main() -> None:
 
     pages = read_pages(options.corpus, options.pages or (150 if options.quick else 400))
     config = HeuristicsConfig(mode="datatrove")
-    words, peer_keeps = peer_chain()
+    words = "spacy" if importlib.util.find_spec("spacy") else "ours"
+    keep = peer_chain(words)
     html = read_html(options.html, 5_000_000 if options.quick else 20_000_000)
     kept = [judge(page, config, "en").is_kept for page in pages]
-    agreed = sum(a == peer_keeps(page) for a, page in zip(kept, pages, strict=True))
+    agreed = sum(a == b for a, b in zip(kept, keep(pages), strict=True))
     compare(
         "curation",
         lambda: [judge(page, config, "en") for page in pages],
-        lambda: [peer_keeps(page) for page in pages],
+        lambda: keep(pages),
         work=len(pages),
         unit="documents/s",
         options=options,
@@ -252,6 +322,7 @@ def main() -> None:
             "mean_characters": round(sum(map(len, pages)) / len(pages)),
             "kept_share": round(sum(kept) / len(pages), 3),
             "same_verdict_share": round(agreed / len(pages), 4),
+            **other_words(pages, pair_count(options)),
             **other_measurements(pages, pair_count(options)),
             **(measure_path(html, pair_count(options)) if html else {}),
         },

@@ -46,6 +46,7 @@ from fivefold.data.curate.config import (
 )
 from fivefold.data.curate.dclm_baseline import run_dclm_baseline
 from fivefold.data.curate.grams import Grams
+from fivefold.data.curate.lexicon import measure_words
 from fivefold.data.curate.sample import sample_shards
 from fivefold.data.curate.shard import find_shards
 from fivefold.data.curate.words import unicode_words
@@ -180,7 +181,11 @@ def choose_heldout(documents: Sequence[Document], size_bytes: int) -> list[Docum
 
 def _grams(document: Document) -> np.ndarray:
     words = unicode_words(document.text.lower())
-    return Grams(words).hashes(_GRAM_WORDS) if len(words) >= _GRAM_WORDS else np.empty(0, np.uint64)
+    return (
+        Grams(measure_words(words)).hashes(_GRAM_WORDS)
+        if len(words) >= _GRAM_WORDS
+        else np.empty(0, np.uint64)
+    )
 
 
 def shared_grams(heldout: Sequence[Document]) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 Reading order: `corpus_config`, `corpus_stage` (pages and repositories to a corpus), `pipeline`
 (what follows curation, as a list of steps), `config`, `source` (the catalogue), `download`,
-`archive`, `reader`, `extract`, `document`, `ledger`, `dedup`, `split`; then `tokenise`,
+`archive`, `extract`, `document`, `ledger`, `dedup`, `split`; then `tokenise`,
 `token_file`, `packing`, `order`, `mixture`, `packed_source`, `loader`. Facts planted in text, for
 long contexts: `planted`, `fact`, `planted_words`, `haystack`, `planted_tokens`. Conversations for
 fine-tuning: `conversation_config`, `conversation_file`, `conversation_sample`,

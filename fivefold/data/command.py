@@ -11,13 +11,22 @@ from pathlib import Path
 from typing import Literal
 
 from fivefold.data.config import CorpusConfig
+from fivefold.data.curate.shard import source_name
 from fivefold.data.download import Archive, Tools, cache_directory, fetch_archive, find_archive
-from fivefold.data.reader import Input, user_inputs
 from fivefold.data.source import PROFILES, Source, catalogue_sources, stdlib_directory
 from fivefold.errors import DownloadError, MissingFileError
 from fivefold.stage import Track
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Input:
+    """A source and the place on this machine where its text lies."""
+
+    source: Source
+    path: Path
+    """The archive, directory or file."""
 
 
 @dataclass(frozen=True)
@@ -41,13 +50,11 @@ def get_data(
 
     Raises:
         DownloadError: a package cannot be had.
-        MissingFileError, ConfigError: a file of the user's does not exist or cannot be read.
+        ConfigError: `packages` names one that the catalogue does not have.
     """
     tools = tools or Tools()
-    if config.files:
-        return Acquired("files", user_inputs(config.files), [])
-    if config.profile == "fixture":
-        return Acquired("fixture", fixture_inputs(), [])
+    assert config.profile not in ("files", "fixture"), "nothing is downloaded for these"
+    assert not config.files, "nothing is downloaded for files"
     if config.profile != "auto" or config.packages:
         profile = "pip" if config.profile == "pip" else "debian"
         return _acquire(config, profile, report, track, tools)
@@ -112,5 +119,21 @@ def fixture_inputs() -> list[Input]:
             found="nothing: Fivefold is installed without its tests",
             fix=f"Use a source checkout, or a profile among auto, {', '.join(PROFILES)}, files",
         )
-    paths = tuple(str(path) for path in sorted(root.iterdir()))
-    return user_inputs(paths, "see tests/fixtures/README.md")
+    taken: set[str] = set()
+    return [
+        Input(
+            Source(
+                name=source_name(path, taken),
+                kind="directory",
+                package=str(path),
+                download_bytes=0,
+                licence="see tests/fixtures/README.md",
+                what=path.name,
+                lang="",
+                members=".*",
+                form="text",
+            ),
+            path,
+        )
+        for path in sorted(root.iterdir())
+    ]

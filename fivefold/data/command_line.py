@@ -58,14 +58,18 @@ def data_run(
 
     Example: `fivefold data run dclm_baseline crawl/ sqlite-doc heuristics.mode=datatrove`
 
+    Tasks run in processes of this machine; `executor.kind=slurm executor.partition=NAME` or
+    `executor.kind=ray` runs the same tasks on a cluster.
+
     Args:
         recipe: Name of a recipe: dclm_baseline, glm5_web, glm5_code, glm5_math or
             midtrain_long.
-        arguments: Files (WARC, HTML, text, JSON lines, Parquet, packages), directories of them, or
-            names of the catalogue; for glm5_code git repositories, directories of sources, or
-            `package:NAME`s; and changes of single config values.
+        arguments: Files (WARC, HTML, PDF, text, JSON lines, Parquet, packages), directories of
+            them, names of the catalogue, or data sets as `hf:OWNER/NAME`; for glm5_code git
+            repositories, directories of sources, or `package:NAME`s; and changes of single config
+            values.
         out: Where the run lives; `runs/data/RECIPE` if not given.
-        workers: Processes at work at once; they do not change the result.
+        workers: Tasks at work at once; they do not change the result.
         classifier: A quality classifier, the last step.
         keep_share: Share of documents that it lets stay, the best ones.
         benchmarks: Files of benchmark items, or folders of them, which no document may hold.
@@ -139,7 +143,7 @@ def data_train_classifier(
     Args:
         overrides: Changes of single config values, for example `epochs=10`; of `embedding` and
             `world_knowledge` those of `embed` and `head`, for example `embed.dimensions=512`.
-        positive: Good documents: files, directories or names of the catalogue.
+        positive: Good documents: files, directories, names of the catalogue or `hf:OWNER/NAME`s.
         negative: Documents as they come, for example of the crawl itself.
         kind: fasttext for `dclm_baseline` and `glm5_web`; embedding and world_knowledge, over
             vectors, for `glm5_web`, which learns what it is not given.

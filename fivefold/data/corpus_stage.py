@@ -216,6 +216,8 @@ def _make_long(
 
 def _sample_documents(train: Path, max_bytes: int | None, out: Path) -> None:
     """Write the documents with the smallest hashes, as they come in the file."""
+    from fivefold.data.code.fim import marks_of, restore_document
+
     sizes = sorted(
         (xxhash.xxh3_64_intdigest(document.id.encode(), seed=3), len(document.text.encode()))
         for document in read_documents(train)
@@ -228,7 +230,8 @@ def _sample_documents(train: Path, max_bytes: int | None, out: Path) -> None:
     with document_writer(out) as write:
         for document in read_documents(train):
             if xxhash.xxh3_64_intdigest(document.id.encode(), seed=3) <= last:
-                write(document)
+                # Long sequences have no marks: their texts are as somebody wrote them.
+                write(restore_document(document) if marks_of(document) else document)
 
 
 def _write(

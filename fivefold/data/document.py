@@ -43,6 +43,14 @@ def document_id(source: str, url: str) -> str:
     return xxhash.xxh3_128_hexdigest(f"{source}\0{url}".encode())
 
 
+def has_places(meta: Mapping[str, Any]) -> bool:
+    """Return whether `meta` holds places in the text, such as those of special tokens.
+
+    A text that has them is kept or dropped whole: a cut would shift them.
+    """
+    return any(meta.get(name) for name in ("marks", "files"))
+
+
 def document_to_line(document: Document) -> bytes:
     """Return the JSON line of a document, newline included."""
     row = {

@@ -20,10 +20,9 @@ _GUTENBERG_BEGIN = re.compile(r"^\*\*\* ?START OF .*$|^\*END[ *]*THE SMALL PRINT
 _GUTENBERG_END = re.compile(
     r"^\*\*\* ?END OF .*$|^End of (?:the )?Project Gutenberg.*$", re.MULTILINE | re.IGNORECASE
 )
-_TERMINAL_CODES = re.compile(r"\x1b\[[0-9;]*m")
-_OTHER_CONTROLS = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
-_MANY_BLANK_LINES = re.compile(r"\n[ \t]*\n(?:[ \t]*\n)+")
-_TRAILING_SPACE = re.compile(r"[ \t]+$", re.MULTILINE)
+_TERMINAL_CODES = re.compile(rb"\x1b\[[0-9;]*m")
+_OTHER_CONTROLS = bytes({*range(0x20), 0x7F} - set(b"\t\n\r"))
+_MANY_BLANK_LINES = re.compile(r"\n{3,}")
 
 
 def extract_texts(content: bytes, form: Form) -> list[str]:
@@ -71,10 +70,18 @@ def strip_gutenberg(text: str) -> str:
 
 def clean_text(text: str) -> str:
     """Return encodable text with plain line ends and never two blank lines in a row."""
-    text = text.encode("utf-8", errors="replace").decode("utf-8")
-    text = text.replace("\r\n", "\n").replace("\r", "\n")
-    text = _OTHER_CONTROLS.sub("", _TERMINAL_CODES.sub("", text))
-    return _MANY_BLANK_LINES.sub("\n\n", _TRAILING_SPACE.sub("", text)).strip()
+    # Bytes below 0x80 are characters of their own in UTF-8, and bytes are fast to search.
+    content = text.encode("utf-8", errors="replace")
+    if b"\r" in content:
+        content = content.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+    if b"\x1b" in content:
+        content = _TERMINAL_CODES.sub(b"", content)
+    text = content.translate(None, _OTHER_CONTROLS).decode("utf-8")
+    if " \n" in text or "\t\n" in text:
+        text = "\n".join([line.rstrip(" \t") for line in text.split("\n")])
+    if "\n\n\n" in text:
+        text = _MANY_BLANK_LINES.sub("\n\n", text)
+    return text.strip()
 
 
 def cut_text(text: str, max_characters: int) -> list[str]:

@@ -15,8 +15,10 @@ import pytest
 from fivefold.__main__ import main
 from fivefold.artifact import digest_directory
 from fivefold.data.command_line import DATA_COMMANDS
+from fivefold.data.curate.config import ExtractConfig
+from fivefold.data.curate.raw_page import read_texts
+from fivefold.data.curate.shard import find_shards
 from fivefold.data.document import read_documents
-from fivefold.data.reader import read_input, user_inputs
 from fivefold.report.block import draw_block
 
 Run = Callable[..., tuple[int, str]]
@@ -82,8 +84,8 @@ def test_run_then_stats_then_inspect(fivefold: Run, site: Path, tmp_path: Path):
     assert sorted(one.url for one in documents) == sorted(
         [*(f"{number}.html" for number in range(10) if number != 3), documents_url(documents)]
     )
-    (taken,) = user_inputs((str(tmp_path / "run" / "documents"),))
-    assert sorted(one.text for one in read_input(taken)) == sorted(one.text for one in documents)
+    taken = read_texts(find_shards([tmp_path / "run" / "documents"]), ExtractConfig())
+    assert sorted(one.text for one in taken) == sorted(one.text for one in documents)
     assert "13 files" in output
     code, stats = fivefold("stats", "run")
     assert code == 0

@@ -10,19 +10,17 @@ another row) counts as an edit of no length, with a sample that says what became
 
 import codecs
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from datatrove.data import Document as Page
-from datatrove.pipeline.base import PipelineStep
 
-from fivefold.artifact import write_json
 from fivefold.data.code.config import AdmitConfig, CodeHeuristicsConfig, SecretConfig
 from fivefold.data.code.heuristics import judge_code
 from fivefold.data.code.identify import identify
 from fivefold.data.code.repository import CodeShard, read_repository
 from fivefold.data.code.secret import scrub
-from fivefold.data.curate.step import JudgeStep
+from fivefold.data.curate.step import JudgeStep, ReadShare
 from fivefold.data.curate.verdict import Edit, Verdict
 from fivefold.data.document import document_id
 
@@ -36,44 +34,30 @@ _MARKS = (
 )
 
 
-class ReadRepositories(PipelineStep):
-    """Read a task's share of the repositories: every n-th of them."""
-
-    name = "repositories"
-    type = "reader"
+class ReadRepositories(ReadShare):
+    """Read the files of a task's share of the repositories."""
 
     def __init__(self, shards: Sequence[CodeShard], config: AdmitConfig, out: Path) -> None:
-        """Take the shards; write `OUT/TASK.json` with those that gave no file."""
-        super().__init__()
-        self.shards = list(shards)
+        """See `ReadShare`."""
+        super().__init__("repositories", shards, out)
         self.config = config
-        self.out = str(out)
 
-    def run(
-        self, data: Iterable[Page] | None = None, rank: int = 0, world_size: int = 1
-    ) -> Iterator[Page]:
-        """Yield the files of repositories `rank`, `rank + world_size`, ..."""
-        empty, mine = [], self.shards[rank::world_size]
-        for shard in mine:
-            count = 0
-            for file in read_repository(shard, self.config):
-                count += 1
-                url = f"{file.repository}/{file.path}"
-                meta = {"repository": file.repository, "path": file.path}
-                if file.licence:
-                    meta["licence"] = file.licence
-                facts = {
-                    "source": file.repository,
-                    "url": url,
-                    "lang": file.language,
-                    "meta": meta,
-                    "found": (file.refusal, file.state),
-                }
-                text = file.content.decode("latin-1")
-                yield Page(text=text, id=document_id(file.repository, url), metadata=facts)
-            if not count:
-                empty.append(shard.source)
-        write_json(Path(self.out) / f"{rank:05d}.json", {"files": len(mine), "empty": empty})
+    def read(self, shard: CodeShard) -> Iterator[Page]:
+        """Yield the files of a repository, those that are refused too."""
+        for file in read_repository(shard, self.config):
+            url = f"{file.repository}/{file.path}"
+            meta = {"repository": file.repository, "path": file.path}
+            if file.licence:
+                meta["licence"] = file.licence
+            facts = {
+                "source": file.repository,
+                "url": url,
+                "lang": file.language,
+                "meta": meta,
+                "found": (file.refusal, file.state),
+            }
+            text = file.content.decode("latin-1")
+            yield Page(text=text, id=document_id(file.repository, url), metadata=facts)
 
 
 class AdmitFiles(JudgeStep):

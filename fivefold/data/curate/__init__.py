@@ -1,9 +1,10 @@
 """Web curation: from raw pages to the documents worth training on, with a reason for every loss.
 
 Reading order: `config`; what goes in: `shard`, `warc`, `raw_page`, `web_page`; `verdict` (what a
-rule answers); the heuristics: `character`, `words`, `grams`, `repetition`, `line_edit`, `dclm` and
-`datatrove` (the two ways of counting), `heuristics`; pages by where they come from and what they
-speak: `url`, `language`; de-duplication: `minhash`, `near_duplicate`, `bloom`, `paragraph_dedup`;
+rule answers); the heuristics: `character`, `words`, `lexicon` (words as numbers), `grams`,
+`repetition`, `line_edit`, `dclm` and `datatrove` (the two ways of counting), `heuristics`; pages by
+where they come from and what they speak: `url`, `language`; de-duplication: `minhash`,
+`near_duplicate`, `bloom`, `paragraph_dedup`;
 quality: `classifier`; benchmark items: `decontaminate_config`, `benchmark`, `decontaminate`; then
 the engine: `account` (what went in, came out and was dropped), `page_process` (extraction that may
 hang or crash), `extract_step`, `step`, `dedup_step`, `classify_step`, `decontaminate_step` and

@@ -194,7 +194,7 @@ def check_chain(accounts: Iterable[tuple[str, Account]], max_quarantined: float)
         raise QuarantineError(
             expected=f"at most {max_quarantined:.2%} of {total} documents to fail",
             found=f"{len(poisoned)}, the first at step `{name}`, document {first['id']} "
-            f"({first['url']}): {first['trace'].strip().splitlines()[-1]}",
+            f"({first['url']}): {first['trace'].strip().splitlines()[-1].rstrip('.')}",
             fix="Read the traces in the steps' accounts, correct or leave out that input, or raise "
             "`max_quarantined`",
         )

@@ -10,7 +10,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from fivefold.data.curate.grams import Hashes
+from fivefold.data.curate.lexicon import Hashes
 
 
 class BloomFilter:

@@ -127,8 +127,8 @@ def run_curation(
     if curated.threshold is not None:
         console.out(f"the classifier's least score: {curated.threshold:.4g}", highlight=False)
     if curated.empty:
-        few = ", ".join(curated.empty[:3])
-        console.out(f"{len(curated.empty):,} files without a page: {few} ...", highlight=False)
+        few = ", ".join(curated.empty[:3]) + (", ..." if len(curated.empty) > 3 else "")
+        console.out(f"without a page: {len(curated.empty):,} {recipe.unit}: {few}", highlight=False)
     console.out(f"documents: {out / 'documents'}", highlight=False)
 
 

@@ -19,9 +19,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fivefold.data.curate.character import LETTER, MARK, TERMINAL, kind_table, text_to_codes
+from fivefold.data.curate.character import LETTER, MARK, TERMINAL
 from fivefold.data.curate.config import C4Config, FineWebConfig, HeuristicsConfig, QualityConfig
 from fivefold.data.curate.dclm import CHINESE_STOP_WORDS, STOP_WORDS
+from fivefold.data.curate.lexicon import Words, treebank_lexicon, unicode_lexicon
 from fivefold.data.curate.repetition import (
     Finding,
     count_later,
@@ -42,6 +43,8 @@ _POLICY = (
     "use of cookies",
     "use cookies",
 )
+_SENTENCES_CHARACTERS = 600
+"""Beginning of a line that is likely to hold enough sentences."""
 _CHINESE_SENTENCE_END = re.compile(r"[。！？!?…]+")
 
 
@@ -49,7 +52,7 @@ def judge_in_datatrove(text: str, config: HeuristicsConfig, *, chinese: bool) ->
     """Apply the chain to one text."""
     if finding := datatrove_lines(text, config.repetition):
         return Verdict(text, *finding)
-    words = _split(text, chinese)
+    words = (unicode_lexicon() if chinese else treebank_lexicon()).read(text)
     finding = datatrove_grams(text, words, config.repetition, chinese=chinese)
     finding = finding or quality_finding(text, words, config.quality, chinese=chinese)
     if finding:
@@ -66,24 +69,18 @@ def _split(text: str, chinese: bool) -> list[str]:
     return unicode_words(text) if chinese else treebank_words(text)
 
 
-def quality_finding(
-    text: str, words: list[str], config: QualityConfig, *, chinese: bool
-) -> Finding:
+def quality_finding(text: str, words: Words, config: QualityConfig, *, chinese: bool) -> Finding:
     """Apply Gopher's quality rules."""
-    if not words:
+    if not len(words):
         return "quality.few_words", None
-    lengths = np.fromiter(map(len, words), dtype=np.int64, count=len(words))
-    kinds = kind_table()[text_to_codes("".join(words))]
-    begins = np.cumsum(lengths) - lengths
-    has_letter = np.logical_or.reduceat(kinds & LETTER != 0, begins)
-    is_marks = np.logical_and.reduceat(kinds & MARK != 0, begins)
-    count = len(words) - int(is_marks.sum())
+    is_marks = words.kinds & MARK != 0
+    count = len(words) - int(np.count_nonzero(is_marks))
     if count < config.min_words:
         return "quality.few_words", None
     if count > config.max_words:
         return "quality.many_words", None
     if not chinese:
-        mean = float(lengths[~is_marks].mean())
+        mean = int(words.lengths[~is_marks].sum()) / count
         if mean < config.min_mean_word_characters:
             return "quality.short_words", None
         if mean > config.max_mean_word_characters:
@@ -91,26 +88,45 @@ def quality_finding(
     if reason := _symbol_reason(text, len(words), config):
         return reason, None
     # datatrove states this rule the other way round, and compares that.
-    if int(has_letter.sum()) / len(words) < 1 - config.non_alphabetic_words:
+    has_letter = int(np.count_nonzero(words.kinds & LETTER))
+    if has_letter / len(words) < 1 - config.non_alphabetic_words:
         return "quality.few_alphabetic", None
-    stop_words = CHINESE_STOP_WORDS if chinese else STOP_WORDS
-    if len(stop_words.intersection(words)) < config.min_stop_words:
+    if not _has_stop_words(words, config.min_stop_words, chinese):
         return "quality.few_stop_words", None
     return None
+
+
+def _has_stop_words(words: Words, least: int, chinese: bool) -> bool:
+    """Return whether so many different stop words are among the words."""
+    stop_words = CHINESE_STOP_WORDS if chinese else STOP_WORDS
+    found: set[str] = set()
+    # A stop word between white space is a word however marks are split off.
+    for chunk in words.chunks:
+        if len(found) >= least:
+            return True
+        if chunk in stop_words:
+            found.add(chunk)
+    return len(stop_words.intersection(words.spell(0, len(words)))) >= least
 
 
 def _symbol_reason(text: str, word_count: int, config: QualityConfig) -> str:
     """Apply the rules for hashes, ellipses and bullets; empty if the text passes."""
     if text.count("#") / word_count > config.symbols_per_word:
         return "quality.hashes"
-    if (text.count("...") + text.count("…")) / word_count > config.symbols_per_word:
+    ellipses = text.count("...") + text.count("…")
+    if ellipses / word_count > config.symbols_per_word:
         return "quality.ellipses"
     lines = text.splitlines()
-    bullets = sum(line.lstrip().startswith(("•", "-")) for line in lines)
-    if bullets / len(lines) > config.bullet_lines:
-        return "quality.bullets"
-    ellipses = sum(line.rstrip().endswith(("...", "…")) for line in lines)
-    return "quality.ellipsis_lines" if ellipses / len(lines) > config.ellipsis_lines else ""
+    # Most texts have too few of these marks anywhere for a look at each line.
+    if (text.count("•") + text.count("-")) / len(lines) > config.bullet_lines:
+        bullets = sum(line.lstrip().startswith(("•", "-")) for line in lines)
+        if bullets / len(lines) > config.bullet_lines:
+            return "quality.bullets"
+    if ellipses / len(lines) > config.ellipsis_lines:
+        ellipses = sum(line.rstrip().endswith(("...", "…")) for line in lines)
+        if ellipses / len(lines) > config.ellipsis_lines:
+            return "quality.ellipsis_lines"
+    return ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,10 +139,8 @@ class _Suspects:
 
     @classmethod
     def of(cls, text: str) -> "_Suspects":
-        if "[" in text:
-            # Taking a citation out may join what was apart.
-            return cls(lorem=True, javascript=True, policy=True)
-        lowered = text.lower()
+        # Taking a citation out may join what was apart.
+        lowered = (_CITATION.sub("", text) if "[" in text else text).lower()
         return cls(
             lorem="lorem ipsum" in lowered,
             javascript="javascript" in lowered,
@@ -153,7 +167,7 @@ def edit_as_c4(text: str, config: C4Config, *, chinese: bool) -> Verdict:
                 edits += _citation_edits(whole, begin)
             kept.append(line)
             if sentences < config.min_sentences:
-                sentences += _count_sentences(line, chinese)
+                sentences += _count_sentences(line, config.min_sentences - sentences, chinese)
         begin = end
     if sentences < config.min_sentences:
         return Verdict(text, "c4.few_sentences")
@@ -163,9 +177,9 @@ def edit_as_c4(text: str, config: C4Config, *, chinese: bool) -> Verdict:
 def _judge_line(line: str, config: C4Config, suspects: _Suspects, chinese: bool) -> tuple[str, str]:
     """Return why the line goes, empty if it stays, and the line without citations."""
     longest = config.max_word_characters
-    words = line.split()
-    if len(line) > longest and any(len(word) > longest for word in words) and not chinese:
+    if len(line) > longest and not chinese and any(len(word) > longest for word in line.split()):
         return "c4.long_word", line
+    words = line.split(None, config.min_line_words)
     if "[" in line:
         line = _CITATION.sub("", line)
     if config.terminal_punctuation:
@@ -193,9 +207,14 @@ def _citation_edits(whole: str, begin: int) -> list[Edit]:
     ]
 
 
-def _count_sentences(line: str, chinese: bool) -> int:
+def _count_sentences(line: str, enough: int, chinese: bool) -> int:
+    """Return the number of sentences, of a long line perhaps only `enough` of them."""
     if chinese:
         return sum(bool(part.strip()) for part in _CHINESE_SENTENCE_END.split(line))
+    if len(line) > _SENTENCES_CHARACTERS:
+        begin = line[:_SENTENCES_CHARACTERS].rpartition(" ")[0]
+        if count_sentences(treebank_words(begin)) >= enough:
+            return enough
     return count_sentences(treebank_words(line))
 
 
@@ -212,8 +231,9 @@ def fineweb_reason(text: str, config: FineWebConfig, *, chinese: bool) -> str:
     line_ends = text.count("\n")
     if count_later(lines)[1] / (len(text) - line_ends) > config.duplicate_characters:
         return "fineweb.duplicate_lines"
-    if not chinese and line_ends / max(1, len(text.split())) <= config.newlines_per_word:
-        # Every chunk holds a word at least.
+    # Every chunk holds a word at least; so many are enough.
+    enough = int(line_ends / config.newlines_per_word) + 2 if config.newlines_per_word else 0
+    if enough and not chinese and len(text.split(None, enough)) > enough:
         return ""
     if line_ends / len(_split(text, chinese)) > config.newlines_per_word:
         return "fineweb.list"

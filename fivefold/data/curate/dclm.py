@@ -11,6 +11,7 @@ ours.
 """
 
 from fivefold.data.curate.config import HeuristicsConfig, QualityConfig
+from fivefold.data.curate.lexicon import unicode_lexicon
 from fivefold.data.curate.line_edit import edit_lines
 from fivefold.data.curate.repetition import Finding, repetition_in_dclm
 from fivefold.data.curate.verdict import Verdict
@@ -27,11 +28,11 @@ _ELLIPSES = ("...", ". . .", "…")
 
 def judge_in_dclm(text: str, config: HeuristicsConfig, *, chinese: bool) -> Verdict:
     """Apply the chain to one text."""
-    words = unicode_words(text) if chinese else None
-    length = len(words) if words is not None else count_chunks(text)
-    if finding := _page_finding(text, words, length, config.quality):
+    characters = unicode_words(text) if chinese else None
+    length = len(characters) if characters is not None else count_chunks(text)
+    if finding := _page_finding(text, characters, length, config.quality):
         return Verdict(text, *finding)
-    words = words or unicode_words(text)
+    words = unicode_lexicon().read(text)
     finding = repetition_in_dclm(text, words, config.repetition, chinese=chinese)
     if finding:
         return Verdict(text, *finding)
@@ -76,8 +77,8 @@ def _page_finding(
 
 
 def _share_without_letters(words: list[str]) -> float:
-    # A chunk of letters alone is by far the most frequent case and needs no look at each letter.
-    others = [word for word in words if not word.isalpha()]
+    # A chunk that begins with a letter is by far the most frequent case.
+    others = [word for word in words if not word[0].isalpha()]
     return sum(not any(map(str.isalpha, word)) for word in others) / len(words)
 
 

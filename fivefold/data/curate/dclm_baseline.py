@@ -27,7 +27,7 @@ from fivefold.data.curate.config import CurateConfig, PageConfig, QualityClassif
 from fivefold.data.curate.decontaminate import decontamination_parts
 from fivefold.data.curate.run import CurationRun, name_folders
 from fivefold.data.curate.shard import Shard
-from fivefold.errors import MissingFileError
+from fivefold.errors import MissingFileError, StorageError
 from fivefold.stage import Track
 
 if TYPE_CHECKING:
@@ -213,6 +213,7 @@ def digest_file(path: str) -> str:
 
     Raises:
         MissingFileError: no such file.
+        StorageError: it cannot be read.
     """
     if not path:
         return ""
@@ -224,7 +225,14 @@ def digest_file(path: str) -> str:
             fix="Correct the list of sources, or the config that names it",
         )
     content = xxhash.xxh3_128()
-    with file.open("rb") as stream:
-        while block := stream.read(1 << 20):
-            content.update(block)
+    try:
+        with file.open("rb") as stream:
+            while block := stream.read(1 << 20):
+                content.update(block)
+    except OSError as error:
+        raise StorageError(
+            expected=f"to be able to read `{path}`",
+            found=str(error.strerror),
+            fix="Correct the file's permissions, or leave it out of the sources",
+        ) from error
     return content.hexdigest()

@@ -26,7 +26,8 @@ from fivefold.artifact import atomic_write
 from fivefold.config import hash_config
 from fivefold.data.curate.benchmark import Item, digest_benchmarks
 from fivefold.data.curate.decontaminate_config import DecontaminationConfig
-from fivefold.data.curate.grams import Grams, Hashes
+from fivefold.data.curate.grams import Grams
+from fivefold.data.curate.lexicon import Hashes, measure_words
 from fivefold.data.curate.verdict import Edit, Verdict
 
 _IDEOGRAPHS = r"\u2e80-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
@@ -82,7 +83,7 @@ class BenchmarkIndex:
 
     def find(self, text: str, config: DecontaminationConfig) -> list[Match]:
         """Return the items that a text holds, the surest first."""
-        grams = Grams(plain_words(text))
+        grams = Grams(measure_words(plain_words(text)))
         answers: set[int] = set()
         prompts: defaultdict[int, set[int]] = defaultdict(set)
         places: defaultdict[int, list[tuple[int, int]]] = defaultdict(list)
@@ -175,11 +176,13 @@ def _item_runs(item: Item, config: DecontaminationConfig) -> dict[tuple[int, int
         size = min(config.ngram_words, len(words))
         if size < config.min_words:
             continue
-        for place, value in enumerate(Grams(words).hashes(size).tolist()):
+        for place, value in enumerate(Grams(measure_words(words)).hashes(size).tolist()):
             runs.setdefault((size, value), place + size > len(prompt))
     # A short question is one run by itself, and its answer, a label, does not make it rarer.
     if config.min_words <= len(prompt) < config.ngram_words:
-        runs.setdefault((len(prompt), int(Grams(prompt).hashes(len(prompt))[0])), False)
+        runs.setdefault(
+            (len(prompt), int(Grams(measure_words(prompt)).hashes(len(prompt))[0])), False
+        )
     return runs
 
 

@@ -26,7 +26,8 @@ class DecontaminationConfig(Config):
     prompt_share: float = pydantic.Field(default=0.5, ge=0, le=1)
     """Share of a question's runs that must be found where no run with its answer is."""
     policy: Literal["drop", "cut"] = "drop"
-    """`drop`: the document goes; `cut`: the item with its margin goes, the rest stays."""
+    """`drop`: the document goes; `cut`: the item with its margin goes, the rest stays. A text with
+    special tokens in it goes in any case."""
     margin_characters: int = pydantic.Field(default=200, ge=0)
     """Characters on both sides that go with an item that is cut (GPT-3: 200)."""
     min_left: float = pydantic.Field(default=0.5, ge=0, le=1)

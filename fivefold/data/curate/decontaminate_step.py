@@ -17,6 +17,7 @@ from fivefold.data.curate.decontaminate import build_index, decontaminate, read_
 from fivefold.data.curate.decontaminate_config import DecontaminationConfig
 from fivefold.data.curate.step import JudgeStep
 from fivefold.data.curate.verdict import Verdict
+from fivefold.data.document import has_places
 from fivefold.errors import ConfigError
 
 logger = logging.getLogger(__name__)
@@ -60,7 +61,10 @@ class BuildBenchmarkIndex(PipelineStep):
 
 
 class Decontaminate(JudgeStep):
-    """Drop the documents that hold an item of a benchmark, or cut it out."""
+    """Drop the documents that hold an item of a benchmark, or cut it out.
+
+    A text with places in its `meta` is dropped whatever the policy: a cut would shift them.
+    """
 
     def __init__(
         self,
@@ -78,4 +82,10 @@ class Decontaminate(JudgeStep):
     def prepare(self) -> Callable[[Page], Verdict]:
         """Read the index."""
         index = read_index(Path(self.index) / _INDEX)
-        return lambda page: decontaminate(page.text, index, self.config)
+        whole = self.config.model_copy(update={"policy": "drop"})
+
+        def judge_page(page: Page) -> Verdict:
+            config = whole if has_places(page.metadata["meta"]) else self.config
+            return decontaminate(page.text, index, config)
+
+        return judge_page

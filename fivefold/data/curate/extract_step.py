@@ -6,57 +6,46 @@ the first two steps are therefore bytes of HTML.
 """
 
 import re
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from datatrove.data import Document as Page
 from datatrove.pipeline.base import PipelineStep
 
-from fivefold.artifact import write_json
 from fivefold.data.curate.config import ExtractConfig
 from fivefold.data.curate.dedup_step import task_file
 from fivefold.data.curate.page_process import PageProcess
 from fivefold.data.curate.raw_page import RawPage, read_shard
 from fivefold.data.curate.shard import Shard
-from fivefold.data.curate.step import JudgeStep, document_to_page, page_to_document
+from fivefold.data.curate.step import JudgeStep, ReadShare, document_to_page, page_to_document
 from fivefold.data.curate.verdict import Edit, Verdict
 from fivefold.data.curate.web_page import extract_page
-from fivefold.data.document import document_id, document_writer
+from fivefold.data.document import document_id, document_writer, has_places
 from fivefold.data.extract import clean_text
 from fivefold.errors import CorruptFileError
 
 
-class ReadShards(PipelineStep):
-    """Read a task's share of the shards: every n-th of them."""
-
-    name = "shards"
-    type = "reader"
+class ReadShards(ReadShare):
+    """Read the pages of a task's share of the shards."""
 
     def __init__(self, shards: Sequence[Shard], config: ExtractConfig, out: Path) -> None:
-        """Take the shards; write `OUT/TASK.json` with the files that gave nothing."""
-        super().__init__()
-        self.shards = list(shards)
+        """See `ReadShare`."""
+        super().__init__("shards", shards, out)
         self.config = config
-        self.out = str(out)
 
-    def run(
-        self, data: Iterable[Page] | None = None, rank: int = 0, world_size: int = 1
-    ) -> Iterator[Page]:
-        """Yield the pages of shards `rank`, `rank + world_size`, ..."""
-        pages: Counter[str] = Counter()
-        mine = self.shards[rank::world_size]
-        for shard in mine:
-            try:
-                for found in read_shard(shard, self.config):
-                    pages[str(shard.path)] += 1
-                    yield _to_page(found, shard)
-            except CorruptFileError as error:
-                if self.config.damaged_files == "stop":
-                    raise
-                yield _damaged_page(shard, error)
-        empty = [str(shard.path) for shard in mine if not pages[str(shard.path)]]
-        write_json(Path(self.out) / f"{rank:05d}.json", {"files": len(mine), "empty": empty})
+    def read(self, shard: Shard) -> Iterator[Page]:
+        """Yield the pages of a shard; where it is damaged, one page that says so, or the error.
+
+        Raises:
+            CorruptFileError: the shard is cut or altered, and the config says to stop.
+        """
+        try:
+            for found in read_shard(shard, self.config):
+                yield _to_page(found, shard)
+        except CorruptFileError as error:
+            if self.config.damaged_files == "stop":
+                raise
+            yield _damaged_page(shard, error)
 
 
 def _to_page(found: RawPage | object, shard: Shard) -> Page:
@@ -110,7 +99,8 @@ class ExtractText(JudgeStep):
         if isinstance(raw, CorruptFileError):
             raise raw
         if raw is None:
-            return self._settle(page, clean_text(page.text))
+            is_packed = has_places(page.metadata["meta"])
+            return self._settle(page, page.text if is_packed else clean_text(page.text))
         form, charset, refusal, furniture = raw
         if refusal:
             return Verdict(page.text, refusal)

@@ -1,66 +1,34 @@
 """Repeated n-grams of words, counted without building them.
 
-The words are laid end to end as code points, and a polynomial hash over a prefix sum gives the
-hash of every run of n words in a handful of numpy calls: with S[j] the sum of c_k * B^k over the
-first j characters (mod 2^64), the run from i to j has the hash (S[j] - S[i]) * B^-i. Runs are
-equal when their hashes are; two different runs of one page collide with a probability of about n^2
-/ 2^64.
+From the hashes of single words those of all runs of n words follow by halves: with H_a the hashes
+of runs of a words, H_(a+b)[i] = H_a[i] * C^b + H_b[i+a] (mod 2^64), a handful of numpy calls for
+any n; those of their letters follow word by word. Runs are equal when their hashes are; two
+different runs of one page collide with a probability of about n^2 / 2^64.
 
 Surprise: the 5- to 10-gram rule of datatrove walks the text and jumps over what it has counted, so
 that it looks sequential; but only runs that occur twice can change its state, and they are few.
 """
 
-from functools import lru_cache
-
 import numpy as np
 from numpy.typing import NDArray
 
-from fivefold.data.curate.character import text_to_codes
+from fivefold.data.curate.lexicon import Hashes, Words
 
-_BASE = 0x9E3779B97F4A7C15
-_INVERSE = pow(_BASE, -1, 1 << 64)
-_STIR = 0xBF58476D1CE4E5B9
-_LOW_BITS = np.uint64(0xFFFF)
-
-Hashes = NDArray[np.uint64]
-
-
-@lru_cache(maxsize=32)
-def _powers(factor: int, count: int) -> Hashes:
-    """Return factor^0 .. factor^(count-1) modulo 2^64."""
-    values = np.full(count, factor, dtype=np.uint64)
-    values[0] = 1
-    return np.multiply.accumulate(values)
-
-
-def _power_slice(factor: int, count: int) -> Hashes:
-    """Return the first powers out of a table whose size is a power of two, so that few are made."""
-    return _powers(factor, 1 << max(10, (count - 1).bit_length()))[:count]
-
-
-def _prefix_sums(text: str) -> Hashes:
-    """Return S of the module's formula, one entry more than there are characters."""
-    codes = text_to_codes(text).astype(np.uint64)
-    codes += np.uint64(1)
-    codes *= np.uint64(_STIR)
-    codes ^= codes >> np.uint64(31)
-    codes *= _power_slice(_BASE, len(codes))
-    sums = np.zeros(len(codes) + 1, dtype=np.uint64)
-    np.cumsum(codes, out=sums[1:])
-    return sums
+_FACTOR = 0xD6E8FEB86659FD93
+_LOW_BITS = np.uint64(0x1FFF)
 
 
 class Grams:
     """The runs of n words of one text."""
 
-    def __init__(self, words: list[str]) -> None:
-        """Lay the words out; `words` holds no empty one."""
+    def __init__(self, words: Words) -> None:
+        """Take the words of a text."""
         self.words = words
-        self.lengths = np.fromiter(map(len, words), dtype=np.int64, count=len(words))
+        self.lengths = words.lengths
         self.ends = np.cumsum(self.lengths)
         """Characters up to and including each word, without separators."""
-        self._spaced_sums = _prefix_sums(" ".join(words) + " ")
-        self._joined_sums: Hashes | None = None
+        self._hashes = {1: words.hashes()}
+        self._joined = {1: words.letters}
 
     @property
     def characters(self) -> int:
@@ -75,25 +43,51 @@ class Grams:
 
     def hashes(self, n: int) -> Hashes:
         """Return a hash of each run of n words; equal for the same words only."""
-        ends = self.ends + np.arange(1, len(self.ends) + 1)
-        begins = ends - self.lengths - 1
-        return self._hash(self._spaced_sums, begins, ends, n)
+        if n > len(self.words):
+            return np.zeros(0, dtype=np.uint64)
+        if n not in self._hashes:
+            first, second = self.hashes(n // 2), self.hashes(n - n // 2)
+            factor = np.uint64(pow(_FACTOR, n - n // 2, 1 << 64))
+            self._hashes[n] = first[: len(self.words) - n + 1] * factor
+            self._hashes[n] += second[n // 2 :]
+        return self._hashes[n]
 
     def joined_hashes(self, n: int) -> Hashes:
         """Return a hash of each run of n words written without separators."""
-        if self._joined_sums is None:
-            self._joined_sums = _prefix_sums("".join(self.words))
-        return self._hash(self._joined_sums, self.ends - self.lengths, self.ends, n)
-
-    def _hash(
-        self, sums: Hashes, begins: NDArray[np.int64], ends: NDArray[np.int64], n: int
-    ) -> Hashes:
-        count = len(self.words) - n + 1
-        if count <= 0:
+        if n > len(self.words):
             return np.zeros(0, dtype=np.uint64)
-        begins = begins[:count]
-        powers = _power_slice(_INVERSE, int(begins[-1]) + 1)
-        return (sums[ends[n - 1 :]] - sums[begins]) * powers[begins]
+        start = max(known for known in self._joined if known <= n)
+        hashes, count = self._joined[start], len(self.words)
+        for size in range(start + 1, n + 1):
+            hashes = self.words.powers[: count - size + 1] * hashes[1:]
+            hashes += self.words.letters[: count - size + 1]
+        self._joined[n] = hashes
+        return hashes
+
+
+def most_that_pass(characters: int, total: int, limit: float) -> int:
+    """Return how often something of so many characters may stand in a text of `total` ones."""
+    most = int(limit * total / characters)
+    return most if characters * most / total <= limit else most - 1
+
+
+def most_frequent(hashes: Hashes, most: int) -> list[NDArray[np.int64]]:
+    """Return where the most frequent hashes stand, if that is more often than `most` times.
+
+    `most` is 1 or more. All hashes that are equally frequent, the earliest first.
+    """
+    ranked = np.sort(hashes)
+    if most >= len(ranked) or not (is_more := ranked[most:] == ranked[:-most]).any():
+        return []
+    values, counts = np.unique(ranked[most:][is_more], return_counts=True)
+    places = [np.flatnonzero(hashes == value) for value in values[counts == counts.max()]]
+    return sorted(places, key=lambda one: int(one[0]))
+
+
+def count_repeats(hashes: Hashes) -> int:
+    """Return how many hashes equal an earlier one."""
+    ranked = np.sort(hashes)
+    return int(np.count_nonzero(ranked[1:] == ranked[:-1]))
 
 
 def repeated(hashes: Hashes) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -108,26 +102,13 @@ def repeated(hashes: Hashes) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         return none, none
     values = later[np.append(True, later[1:] != later[:-1])]
     # A table of the lowest bits lets only few hashes through to the exact and slower search.
-    is_likely = np.zeros(1 << 16, dtype=bool)
+    is_likely = np.zeros(1 << 13, dtype=bool)
     is_likely[values & _LOW_BITS] = True
     places = np.flatnonzero(is_likely[hashes & _LOW_BITS])
     slots = np.searchsorted(values, hashes[places])
     slots[slots == len(values)] = 0
     is_found = values[slots] == hashes[places]
     return places[is_found], slots[is_found]
-
-
-def most_frequent(hashes: Hashes) -> tuple[int, NDArray[np.int64]]:
-    """Return the greatest number of equal hashes, and where such hashes stand, ascending.
-
-    With a count of 1 the places are all of them.
-    """
-    places, labels = repeated(hashes)
-    if not len(places):
-        return 1, np.arange(len(hashes))
-    counts = np.bincount(labels)
-    most = int(counts.max())
-    return most, places[counts[labels] == most]
 
 
 def covered_characters(places: NDArray[np.int64], n: int, lengths: NDArray[np.int64]) -> int:

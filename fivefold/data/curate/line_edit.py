@@ -28,10 +28,11 @@ _ADDRESS = re.compile(
     re.ASCII | re.IGNORECASE,
 )
 _ANCHOR = re.compile(
-    r"://|www\.|\.(?:com|org|net|edu|gov|info|io|co\.uk|de|cn|ru|fr|jp)\b|\d\.\d{1,3}\.\d",
+    r"://|\.(?:(?<=www\.)|(?:com|org|net|edu|gov|info|io|co\.uk|de|cn|ru|fr|jp)\b"
+    r"|(?<=\d\.)\d{1,3}\.\d)",
     re.ASCII | re.IGNORECASE,
 )
-"""What an address has in it; found ten times as fast as one."""
+"""What an address has in it; as it begins with one of two marks, most of a text is skipped."""
 _MANY_LINE_ENDS = re.compile(r"\n{3,}")
 _COUNTER = re.compile(
     r"\W*\d[,.\d]*[kmb]?\s+(?:likes|shares|comments|retweets|reposts|quotes|bookmarks|upvotes|downvotes"
@@ -69,7 +70,9 @@ def remove_addresses(text: str) -> tuple[str, tuple[Edit, ...]]:
             Edit("edit.address", *m.span(), m.group()) for m in _ADDRESS.finditer(text, begin, end)
         ]
     cleaned = _cut(text, edits) if edits else text
-    return _MANY_LINE_ENDS.sub("\n\n", cleaned), tuple(edits)
+    if "\n\n\n" in cleaned:
+        cleaned = _MANY_LINE_ENDS.sub("\n\n", cleaned)
+    return cleaned, tuple(edits)
 
 
 def _cut(text: str, edits: list[Edit]) -> str:

@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 
 from fivefold.data.curate.bloom import BloomFilter
 from fivefold.data.curate.config import BloomConfig
-from fivefold.data.curate.grams import Grams, Hashes
+from fivefold.data.curate.grams import Grams
+from fivefold.data.curate.lexicon import Hashes, segment_lexicon
 from fivefold.data.curate.verdict import Edit, Verdict
-from fivefold.data.curate.words import unicode_segments
 
 Groups = list[Hashes]
 """The n-grams of each paragraph."""
@@ -74,20 +74,21 @@ class ParagraphDedup:
 
 def paragraph_ngrams(text: str, config: BloomConfig) -> Groups:
     """Return the hashes of the n-grams of each line of a text."""
-    segments = unicode_segments(text)
-    ends = [index for index, segment in enumerate(segments) if segment == "\n"]
-    grams = Grams(segments) if segments else None
-    longest = grams.hashes(config.max_ngram_words) if grams else np.zeros(0, dtype=np.uint64)
+    words = segment_lexicon().read(text)
+    chunks = np.cumsum([len(line.split()) for line in text.split("\n")])
+    ends = np.append(0, words.ends)[chunks].tolist()
+    grams, size = Grams(words), config.max_ngram_words
+    longest = grams.hashes(size)
     groups, begin = [], 0
-    for end in [*ends, len(segments)]:
+    for end in ends:
         count = end - begin
-        if count >= config.max_ngram_words:
-            groups.append(longest[begin : end - config.max_ngram_words + 1])
+        if count >= size:
+            groups.append(longest[begin : end - size + 1])
         elif count >= config.min_ngram_words:
-            groups.append(Grams(segments[begin:end]).hashes(count))
+            groups.append(grams.hashes(count)[begin : begin + 1])
         else:
             groups.append(longest[:0])
-        begin = end + 1
+        begin = end
     return groups
 
 

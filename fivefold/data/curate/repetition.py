@@ -19,25 +19,31 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 
+import numpy as np
+
 from fivefold.data.curate.config import RepetitionConfig
 from fivefold.data.curate.grams import (
     Grams,
+    count_repeats,
     covered_characters,
     most_frequent,
+    most_that_pass,
     repeated,
     walked_characters,
 )
+from fivefold.data.curate.lexicon import Words
 
 Finding = tuple[str, tuple[int, int] | None] | None
 """A reason and the span where it shows; None if the text passes."""
 
-_PARAGRAPH_ENDS = re.compile(r"\n{2,}")
-_LINE_ENDS = re.compile(r"\n+")
+_Run = tuple[str, int, int]
+"""A reason, the first word of a run and the number of its words."""
+
 _MOST_WORDS_TO_SHOW = 40
 
 
 def repetition_in_dclm(
-    text: str, words: list[str], config: RepetitionConfig, *, chinese: bool = False
+    text: str, words: Words, config: RepetitionConfig, *, chinese: bool = False
 ) -> Finding:
     """Apply the rules in DCLM's counting; Chinese words are characters."""
     lines = [line for part in text.split("\n") if (line := part.strip())]
@@ -55,7 +61,9 @@ def repetition_in_dclm(
         if share > limit:
             return f"repetition.{name}_characters", _locate(text, [example])
     scale = config.chinese_characters_per_word if chinese else 1
-    return _grams_in_dclm(text, Grams(words), config, scale)
+    if found := _grams_in_dclm(Grams(words), config, scale):
+        return _show_run(text, words, *found)
+    return None
 
 
 def _count_all(parts: list[str]) -> tuple[float, float, str]:
@@ -72,39 +80,53 @@ def _count_all(parts: list[str]) -> tuple[float, float, str]:
     )
 
 
-def _grams_in_dclm(text: str, grams: Grams, config: RepetitionConfig, scale: int) -> Finding:
+def _grams_in_dclm(grams: Grams, config: RepetitionConfig, scale: int) -> _Run | None:
     total, count = grams.characters, len(grams.words)
+    longest = _longest_run(grams, config, scale)
     for n, limit in config.top:
         size = n * scale
         if count < size:
             break
-        most, places = most_frequent(grams.hashes(size))
-        if most == 1:
-            continue
-        characters = int(grams.run_lengths(size)[places].max()) * most
-        if characters / total > limit:
-            return f"repetition.top_{n}gram", _locate_run(text, grams, int(places[0]), size)
+        lengths = grams.run_lengths(size)
+        found = most_frequent(grams.hashes(size), max(1, most_that_pass(longest, total, limit)))
+        # Of equally frequent ones the longest counts.
+        most = max((int(lengths[places[0]]) for places in found), default=0)
+        if found and most * len(found[0]) / total > limit:
+            return f"repetition.top_{n}gram", int(found[0][0]), size
     least = min((limit for _, limit in config.duplicate), default=1.0)
     for n, limit in config.duplicate:
         size = n * scale
         if count < size:
             break
-        places, _ = repeated(grams.hashes(size))
+        hashes = grams.hashes(size)
+        # A word in one of them is in a run with an earlier equal one, or in the first of those.
+        if 2 * count_repeats(hashes) * longest / total <= least:
+            break
+        places, _ = repeated(hashes)
         share = covered_characters(places, size, grams.lengths) / total
         if share > limit:
-            return f"repetition.duplicate_{n}gram", _locate_run(text, grams, int(places[0]), size)
+            return f"repetition.duplicate_{n}gram", int(places[0]), size
         if share <= least:
             # Longer n-grams cover no more than shorter ones, and no limit lies below this share.
             break
     return None
 
 
+def _longest_run(grams: Grams, config: RepetitionConfig, scale: int) -> int:
+    """Return the characters of the longest run of words that any rule looks at."""
+    sizes = [n for n, _ in (*config.top, *config.duplicate)]
+    words = min(len(grams.words), max(sizes, default=1) * scale)
+    return int(grams.run_lengths(words).max()) if words else 0
+
+
 def datatrove_lines(text: str, config: RepetitionConfig) -> Finding:
     """Apply the rules for lines and paragraphs in datatrove's counting."""
     if not text:
         return "repetition.empty", None
-    paragraphs = _PARAGRAPH_ENDS.split(text.strip())
-    lines = _LINE_ENDS.split(text)
+    paragraphs = [part for one in text.strip().split("\n\n") if (part := one.lstrip("\n"))] or [""]
+    # Line ends at the edges leave an empty line each.
+    lines = [line for line in text.split("\n") if line]
+    lines += [""] * (text.startswith("\n") + text.endswith("\n"))
     for name, parts, most_parts, most_characters in (
         ("paragraph", paragraphs, config.paragraphs, config.paragraph_characters),
         ("line", lines, config.lines, config.line_characters),
@@ -126,39 +148,55 @@ def count_later(parts: Sequence[str]) -> tuple[int, int, str]:
     return twice, characters, Counter(parts).most_common(1)[0][0]
 
 
-def datatrove_grams(
-    text: str, words: list[str], config: RepetitionConfig, *, chinese: bool
-) -> Finding:
+def datatrove_grams(text: str, words: Words, config: RepetitionConfig, *, chinese: bool) -> Finding:
     """Apply the rules for n-grams in datatrove's counting; Chinese words are characters."""
-    grams, total, count = Grams(words), len(text), len(words)
     scale = config.chinese_characters_per_word if chinese else 1
+    if found := _grams_in_datatrove(len(text), Grams(words), config, scale, blank=not chinese):
+        return _show_run(text, words, *found)
+    return None
+
+
+def _grams_in_datatrove(
+    total: int, grams: Grams, config: RepetitionConfig, scale: int, *, blank: bool
+) -> _Run | None:
+    count = len(grams.words)
+    # No run that is looked at is longer.
+    longest = _longest_run(grams, config, scale)
     for n, limit in config.top:
         size = n * scale
         if count < size:
             continue
-        most, places = most_frequent(grams.hashes(size))
-        place = int(places[0])
         # Blanks between words count here, not below; between Chinese characters there are none.
-        blanks = 0 if chinese else size - 1
+        blanks = (size - 1) * blank
+        enough = most_that_pass(longest + blanks, total, limit)
+        # One run may be too long even if nothing stands twice: then the first counts.
+        found = most_frequent(grams.hashes(size), max(1, enough))
+        if enough > 0 and not found:
+            continue
+        place, most = (int(found[0][0]), len(found[0])) if found else (0, 1)
         length = int(grams.lengths[place : place + size].sum()) + blanks
         if length * most / total > limit:
-            return f"repetition.top_{n}gram", _locate_run(text, grams, place, size)
+            return f"repetition.top_{n}gram", place, size
     for n, limit in config.duplicate:
         size = n * scale
-        places, labels = repeated(grams.joined_hashes(size))
-        if not len(places):
+        if count < size:
+            break
+        hashes = grams.joined_hashes(size)
+        # What the walk finds are later runs that do not overlap.
+        if count_repeats(hashes) * longest / total <= limit:
             continue
-        lengths = grams.run_lengths(size)
-        # All later runs together bound what the walk can find.
-        if int(lengths[places].sum()) / total <= limit:
+        places, labels = repeated(hashes)
+        is_later = np.ones(len(places), dtype=bool)
+        is_later[np.unique(labels, return_index=True)[1]] = False
+        if covered_characters(places[is_later], size, grams.lengths) / total <= limit:
             continue
-        if walked_characters(places, labels, size, lengths) / total > limit:
-            return f"repetition.duplicate_{n}gram", _locate_run(text, grams, int(places[0]), size)
+        if walked_characters(places, labels, size, grams.run_lengths(size)) / total > limit:
+            return f"repetition.duplicate_{n}gram", int(places[0]), size
     return None
 
 
-def _locate_run(text: str, grams: Grams, place: int, size: int) -> tuple[int, int] | None:
-    return _locate(text, grams.words[place : place + size])
+def _show_run(text: str, words: Words, reason: str, place: int, size: int) -> Finding:
+    return reason, _locate(text, words.spell(place, place + size))
 
 
 def _locate(text: str, words: list[str]) -> tuple[int, int] | None:

@@ -87,7 +87,7 @@ def find_shards(
     for given in sources:
         path = Path(given).expanduser()
         if path.is_dir():
-            shards += _directory(path, _unused_name(path, taken))
+            shards += _directory(path, source_name(path, taken))
         elif path.is_file():
             kind = shard_kind(path.name)
             if kind is None:
@@ -96,7 +96,7 @@ def find_shards(
                     found=f"`{given}`",
                     fix="Convert it, for example to JSON lines with a field `text`",
                 )
-            name = _unused_name(path, taken)
+            name = source_name(path, taken)
             shards.append(Shard(path, name, path.name, kind, page_form(path.name)))
         elif str(given).startswith(PREFIX):
             shards += _dataset(str(given), cache_dir, hub, taken)
@@ -145,7 +145,7 @@ def _directory(root: Path, source: str) -> list[Shard]:
 
 
 def _dataset(given: str, cache_dir: str, hub: str, taken: set[str]) -> list[Shard]:
-    source = _unused_name(Path(given.removeprefix(PREFIX).partition("@")[0]), taken)
+    source = source_name(Path(given.removeprefix(PREFIX).partition("@")[0]), taken)
     files = fetch_dataset(given, Path(cache_dir).expanduser(), hub)
     return [Shard(path, source, name, kind) for name, path in files if (kind := shard_kind(name))]
 
@@ -165,8 +165,8 @@ def _catalogue(source: Source, cache_dir: str, tools: Tools) -> list[Shard]:
     ]
 
 
-def _unused_name(path: Path, taken: set[str]) -> str:
-    """Return a source name from a path: letters, digits and `-`, unique among `taken`."""
+def source_name(path: Path, taken: set[str]) -> str:
+    """Return a source's name from a path: letters, digits and `-`, unique among `taken`."""
     stem = re.sub(r"[^a-z0-9]+", "-", path.name.split(".")[0].lower()).strip("-") or "text"
     name, number = stem, 1
     while name in taken:

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from datatrove.data import Document as Page
 from datatrove.pipeline.base import PipelineStep
@@ -94,6 +95,37 @@ class ReadDocuments(PipelineStep):
             for document in read_documents(Path(file)):
                 self.stat_update("documents")
                 yield document_to_page(document)
+
+
+class ReadShare(PipelineStep):
+    """Read a task's share of a recipe's inputs: every n-th of them."""
+
+    type = "reader"
+
+    def __init__(self, name: str, shards: Sequence[Any], out: Path) -> None:
+        """Take inputs, each with a `path`; write `OUT/TASK.json` with those that gave nothing."""
+        self.name = name
+        super().__init__()
+        self.shards = list(shards)
+        self.out = str(out)
+
+    @abstractmethod
+    def read(self, shard: Any) -> Iterator[Page]:
+        """Yield the pages of one input."""
+
+    def run(
+        self, data: Iterable[Page] | None = None, rank: int = 0, world_size: int = 1
+    ) -> Iterator[Page]:
+        """Yield the pages of inputs `rank`, `rank + world_size`, ..."""
+        empty, mine = [], self.shards[rank::world_size]
+        for shard in mine:
+            count = 0
+            for page in self.read(shard):
+                count += 1
+                yield page
+            if not count:
+                empty.append(str(shard.path))
+        write_json(Path(self.out) / f"{rank:05d}.json", {"files": len(mine), "empty": empty})
 
 
 class JudgeStep(PipelineStep):

@@ -31,6 +31,7 @@ _FURNITURE = re.compile(
     r"<(nav|aside|footer|script|style|form)\b.*?</\1\s*>", re.DOTALL | re.IGNORECASE
 )
 _LINK = re.compile(r"<a\b.*?</a\s*>", re.DOTALL | re.IGNORECASE)
+_WHITE_SPACE = bytes(point for point in range(0x80) if chr(point).isspace())
 _MAIN_SHARE = 0.9
 """Least share of a declared main part's prose; on Python's documentation three pages in four keep
 more than 0.96, and those below 0.9 lost chapters or are lists of links."""
@@ -83,9 +84,9 @@ def _main_text(html: str, tree: HTMLTree, extractor: Extractor) -> str:
     if extractor == "trafilatura":
         return _ask_trafilatura(html)
     text = _plain_text(tree, main_content=True)
-    found = _size(text)
     parts = tree.document.query_selector_all('main, [role="main"]') if tree.document else ()
     if len(parts) == 1:
+        found = _size(text)
         if found >= _MAIN_SHARE * _size(parts[0].text or ""):
             return text
         part = _FURNITURE.sub("", parts[0].html or "")
@@ -94,7 +95,7 @@ def _main_text(html: str, tree: HTMLTree, extractor: Extractor) -> str:
         return text
     if extractor == "auto":
         prose = _prose_size(_FURNITURE.sub("", html))
-        if prose >= _VISIBLE_CHARACTERS and found < _VISIBLE_SHARE * prose:
+        if prose >= _VISIBLE_CHARACTERS and _size(text) < _VISIBLE_SHARE * prose:
             return max(text, _ask_trafilatura(html), key=_size)
     return text
 
@@ -111,6 +112,9 @@ def _prose_size(html: str) -> int:
 
 
 def _size(text: str) -> int:
+    """Count the characters that are no white space."""
+    if text.isascii():
+        return len(text.encode().translate(None, _WHITE_SPACE))
     return sum(map(len, text.split()))
 
 

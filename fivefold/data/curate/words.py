@@ -42,6 +42,8 @@ _ASCII_WORDS = re.compile(_ASCII_WORD, re.ASCII)
 _ASCII_SEGMENTS = re.compile(rf"{_ASCII_WORD}|\n|\S", re.ASCII)
 
 _NOT_ASCII_SPACE = r"[^ \n\r\t\v\f\0]"
+_OTHER_SPACE = re.compile(r"[\0\x1c-\x1f\x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]")
+"""White space of `str.split` or of fastText, but not of both."""
 _CHUNKS_WITH_WORD = re.compile(rf"(?<!{_NOT_ASCII_SPACE})[^\W_]{_NOT_ASCII_SPACE}*")
 
 
@@ -61,7 +63,9 @@ def count_chunks(text: str) -> int:
 
     White space is fastText's (blank, line end, tab, zero byte); a no-break space is none.
     """
-    return len(_CHUNKS_WITH_WORD.findall(text))
+    if _OTHER_SPACE.search(text):
+        return len(_CHUNKS_WITH_WORD.findall(text))
+    return sum([chunk[0].isalnum() for chunk in text.split()])
 
 
 def treebank_words(text: str) -> list[str]:
@@ -71,7 +75,7 @@ def treebank_words(text: str) -> list[str]:
         if chunk.isalpha() and chunk not in _JOINED:
             words.append(chunk)
         else:
-            words.extend(_split_chunk(chunk))
+            words.extend(split_chunk(chunk))
     return words
 
 
@@ -110,6 +114,11 @@ _INFIX = re.compile(
     r"|(?<=[^\W\d_]),(?=[^\W\d_])"
     r"|(?<=[^\W_])(?:--+|[-–—~])(?=[^\W\d_])|(?<=[^\W_])[:<>=/](?=[^\W\d_])"
 )
+_INFIX_MARK = re.compile(r"[.…,:<>=/+*^~–—-]")
+"""What every infix has in it."""
+_PLAIN_MARKS = frozenset(',;:!?)]}"”»')
+"""Marks that are split off a word whatever stands before them."""
+_LOWER = frozenset("abcdefghijklmnopqrstuvwxyz")
 _URL = re.compile(
     r"(?:(?:https?|ftp|mailto|file)://|www\.)\S+"
     r"|(?:[\w+%.-]+@)?(?:[A-Za-z0-9][\w-]*\.)+[a-z]{2,}(?::\d+)?(?:[/?#]\S*)?"
@@ -126,8 +135,15 @@ _SUBJECTS = frozenset(
 
 
 @lru_cache(maxsize=1 << 16)
-def _split_chunk(chunk: str) -> tuple[str, ...]:
-    """Peel punctuation off both ends, then split what is left at infixes."""
+def split_chunk(chunk: str) -> tuple[str, ...]:
+    """Return the words of a white-space chunk.
+
+    Punctuation is peeled off both ends, then what is left is split at infixes.
+    """
+    stem, mark = chunk[:-1], chunk[-1]
+    if stem.isalpha() and (mark in _PLAIN_MARKS or (mark == "." and stem[-1] in _LOWER)):
+        # The most frequent chunks with a mark, and what the loop below makes of them.
+        return (chunk,) if chunk in _ABBREVIATIONS else (*_JOINED.get(stem, (stem,)), mark)
     begin: list[str] = []
     end: list[str] = []
     rest = chunk
@@ -138,14 +154,23 @@ def _split_chunk(chunk: str) -> tuple[str, ...]:
             begin.append(prefix.group())
             rest = rest[prefix.end() :]
             continue
-        if _URL.fullmatch(rest) and rest[-1] not in ".,;:!?)":
+        if ("." in rest or "://" in rest) and rest[-1] not in ".,;:!?)" and _URL.fullmatch(rest):
             return (*begin, rest, *reversed(end))
-        suffix = _SUFFIX.search(rest)
-        if suffix is None or suffix.start() == 0:
+        start = _suffix_start(rest)
+        if start <= 0:
             break
-        end.append(suffix.group())
-        rest = rest[: suffix.start()]
+        end.append(rest[start:])
+        rest = rest[:start]
     return (*begin, *_split_infixes(rest), *reversed(end))
+
+
+def _suffix_start(rest: str) -> int:
+    """Return where the longest suffix begins; -1 if there is none."""
+    if rest.endswith(".."):
+        return len(rest.rstrip("."))
+    # No other suffix has more than four characters.
+    suffix = _SUFFIX.search(rest, max(0, len(rest) - 4))
+    return suffix.start() if suffix else -1
 
 
 def _known(rest: str) -> tuple[str, ...] | None:
@@ -156,7 +181,7 @@ def _known(rest: str) -> tuple[str, ...] | None:
         return (rest,)
     if rest in _ABBREVIATIONS:
         return (rest,)
-    if clitic := _CLITIC.fullmatch(rest):
+    if ("'" in rest or "’" in rest) and (clitic := _CLITIC.fullmatch(rest)):
         stem, ending = clitic.groups()
         if stem.lower() in (_NEGATED if ending[0] in "nN" else _SUBJECTS):
             return stem, ending
@@ -164,6 +189,8 @@ def _known(rest: str) -> tuple[str, ...] | None:
 
 
 def _split_infixes(rest: str) -> list[str]:
+    if not _INFIX_MARK.search(rest):
+        return [rest] if rest else []
     parts, start = [], 0
     for match in _INFIX.finditer(rest):
         if match.start() == start == 0:

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 
 from fivefold.data.curate.grams import Grams
-from fivefold.data.curate.words import unicode_words
+from fivefold.data.curate.lexicon import unicode_lexicon
 from fivefold.data.document import Document
 from fivefold.data.long.config import LongConfig, NaturalConfig
 from fivefold.data.long.gap import Statistics
@@ -30,7 +30,7 @@ _RARE_CHUNKS = 20
 
 def self_overlap(text: str, words: int) -> float:
     """Return the share of word n-grams that stood earlier in the text; 0 for a short text."""
-    found = unicode_words(text.lower())
+    found = unicode_lexicon().read(text.lower())
     if len(found) < words:
         return 0.0
     hashes = Grams(found).hashes(words)

@@ -58,15 +58,19 @@ class EndpointScorer:
     """Asks a server for marks, as a `Scorer`."""
 
     def __init__(
-        self, config: ScorerConfig, transport: httpx.AsyncBaseTransport | None = None
+        self,
+        config: ScorerConfig,
+        transport: httpx.AsyncBaseTransport | None = None,
+        rubric: str = RUBRIC,
     ) -> None:
-        """Read the key, if there is one.
+        """Ask by `rubric`; read the key, if there is one.
 
         Raises:
             MissingFileError: there is no such file.
         """
         self._config = config
         self._transport = transport
+        self._rubric = rubric
         self._key = _read_key(config.api_key_file)
 
     def score(self, texts: Sequence[str]) -> NDArray[np.float64]:
@@ -107,7 +111,10 @@ class EndpointScorer:
         body = {
             "model": self._config.served_model,
             "messages": [
-                {"role": "user", "content": prompt.format(rubric=RUBRIC, text=text, form=_FORM)}
+                {
+                    "role": "user",
+                    "content": prompt.format(rubric=self._rubric, text=text, form=_FORM),
+                }
             ],
             "temperature": 0,
             "max_tokens": 32,

@@ -15,6 +15,7 @@ from fivefold.data.curate.config import (
     QualityClassifierConfig,
     Share,
 )
+from fivefold.data.maths.config import ScorerConfig
 from fivefold.errors import ConfigError
 
 Kind = Literal["embedding", "world_knowledge"]
@@ -75,7 +76,7 @@ class ReferenceConfig(Config):
 
     quality: tuple[str, ...] = ("debian-faq", "developers-reference")
     """Explanatory prose: positives of quality. Against them stand the run's own pages."""
-    knowledge: tuple[str, ...] = ("wordnet",)
+    knowledge: tuple[str, ...] = ("wordnet", "foldoc", "elements")
     """Encyclopaedic entries: positives of world knowledge, and of the embedding classifier."""
     plain: tuple[str, ...] = ("libreoffice-help-en", "django-releases", "fortunes")
     """Help for user interfaces, changelogs, banter: negatives of world knowledge."""
@@ -97,19 +98,52 @@ class EmbeddingClassifierConfig(Config):
     """Documents added at most, for each one that fastText chose."""
 
 
+class KnowledgeLabelConfig(Config):
+    """Pages of the run that are labelled: the classifier learns what facts look like there."""
+
+    scorer: ScorerConfig = ScorerConfig()
+    """Who gives marks, 0 to 5: kind `rule`, or a model by kind `endpoint`."""
+    max_documents: int = pydantic.Field(default=1_000, ge=0)
+    """Pages that are labelled, by the hash of their ids; 0: none."""
+    percentiles: tuple[Share, Share] = (0.25, 0.75)
+    """Where they stand with the fastText classifier: among pages such as those to be rescued."""
+    max_characters: int = pydantic.Field(default=6_000, ge=300)
+    """Characters of a page that are shown: of its head, middle and tail."""
+    positive_from: float = pydantic.Field(default=3.0, ge=0, le=5)
+    """Mark from which on a page is a positive."""
+    negative_to: float = pydantic.Field(default=1.5, ge=0, le=5)
+    """Mark up to which it is a negative; between the two it is not learned from."""
+    max_failed: Share = 0.05
+    """Share of pages that may get no mark before the run fails."""
+
+    @pydantic.model_validator(mode="after")
+    def _check_labels(self) -> "KnowledgeLabelConfig":
+        if self.scorer.kind not in ("rule", "endpoint") or self.negative_to >= self.positive_from:
+            raise ConfigError(
+                expected="a `scorer` of kind rule or endpoint, and `negative_to` below "
+                "`positive_from`",
+                found=f"kind {self.scorer.kind}, {self.negative_to:g} and {self.positive_from:g}",
+                fix="Correct `knowledge.label`",
+            )
+        return self
+
+
 class KnowledgeConfig(Config):
     """The classifier that rescues pages which state facts."""
 
     model: str = ""
     """Directory that `fivefold data train-classifier --kind world_knowledge` made; empty: the run
     learns one."""
+    label: KnowledgeLabelConfig = KnowledgeLabelConfig()
+    """Pages of the run that it learns from, where the run learns it."""
     share: Share = 0.05
     """Share of the set's bytes that is rescued at most."""
-    min_score: Share = 0.5
-    """Least probability, calibrated on labelled documents; below it nothing is rescued."""
+    min_score: Share = 0.8
+    """Least probability, calibrated on labelled documents; below it nothing is rescued. On pages of
+    manuals and essays that we read, nine of ten above it state facts, and six of ten at 0.7."""
     site_share: Share = 0.02
     """Share of the set's bytes that is rescued from one site at most; of a crawl of many sites
-    0.001."""
+    0.001. A page without a host, such as one of a package, is of no site."""
     rescue_from: tuple[str, ...] = ("middle", "fair")
     """Tiers out of which a document is rescued."""
     epochs: float = pydantic.Field(default=1.0, gt=0, le=1)
@@ -144,8 +178,9 @@ class WebConfig(PageConfig):
     """Add what the fastText classifier missed; None: do not."""
     knowledge: KnowledgeConfig | None = KnowledgeConfig()
     """Rescue pages which state facts; None: do not."""
-    most_embedded: int | None = pydantic.Field(default=1_000, ge=1)
-    """Documents that are embedded at most, by the hash of their ids; None: all."""
+    most_embedded: int | None = pydantic.Field(default=None, ge=1)
+    """Documents that are embedded at most, by the hash of their ids; None: all. A sentence encoder
+    needs a third of a second for each on one core: there 1,000 are enough to look at."""
     tiers: tuple[Tier, ...] = (
         Tier(name="top", min_percentile=0.90, epochs=3.2),
         Tier(name="high", min_percentile=0.75, epochs=1.0),

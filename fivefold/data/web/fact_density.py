@@ -1,9 +1,10 @@
 """How densely a text states facts: rates that no vector shows.
 
-Names, numbers, dates, definitions, words that few texts have, lists, and how often the reader is
-addressed, which pages that state facts do seldom. Rates are for each hundred words, on a log scale.
-Patterns are of English; in Chinese only numbers, lists and rare words say anything. All ours: the
-GLM-5 report only says that its classifier looks for world knowledge.
+Names, numbers, dates, definitions, words that few texts have, lists, how often the reader is
+addressed, which pages that state facts do seldom, names of several words, and the past tense. Rates
+are for each hundred words, on a log scale. Patterns are of English; in Chinese only numbers, lists
+and rare words say anything. All ours: the GLM-5 report only says that its classifier looks for
+world knowledge.
 """
 
 import re
@@ -15,7 +16,17 @@ from numpy.typing import NDArray
 from fivefold.data.curate.words import unicode_words
 from fivefold.data.long.vectors import content_words
 
-FEATURES = ("names", "numbers", "dates", "definitions", "rarity", "lists", "address")
+FEATURES = (
+    "names",
+    "numbers",
+    "dates",
+    "definitions",
+    "rarity",
+    "lists",
+    "address",
+    "people",
+    "past",
+)
 """What the numbers of `fact_density` are, in order."""
 
 # A capital within a sentence: not after its end, a colon or a line end.
@@ -34,6 +45,14 @@ _ADDRESS = re.compile(
     r"\b(?:you|your|we|I|my|please|click|select|choose|press|fixed|added|removed)\b",
     re.IGNORECASE,
 )
+FULL_NAME = re.compile(
+    r"(?<![.!?:\n] )(?<=[^\n] )[A-Z][a-z]+(?: (?:of|the|de|van|von|and))*(?: [A-Z][a-z]+)+"
+)
+"""A name of several words within a sentence: of a person, a place, an organisation."""
+PAST = re.compile(
+    r"\b(?:was|were|had|became|wrote|said|argued|began|led|took|gave|founded|born|died|fought|held"
+    r"|invented|discovered|published|called|described|developed by|won|lost|built)\b"
+)
 
 
 def fact_density(text: str, frequencies: Mapping[str, int], count: int) -> NDArray[np.float64]:
@@ -48,7 +67,17 @@ def fact_density(text: str, frequencies: Mapping[str, int], count: int) -> NDArr
     known = content_words(text)
     idf = [np.log((1 + count) / (1 + frequencies.get(word, 0))) for word in known]
     address = 100 * len(_ADDRESS.findall(text)) / words
+    told = [
+        100 * count / words
+        for count in (len(set(FULL_NAME.findall(text))), len(PAST.findall(text)))
+    ]
     lists = len(_LIST_LINE.findall(text)) / lines
     return np.array(
-        [*np.log1p(rates), float(np.mean(idf)) if idf else 0.0, lists, np.log1p(address)]
+        [
+            *np.log1p(rates),
+            float(np.mean(idf)) if idf else 0.0,
+            lists,
+            np.log1p(address),
+            *np.log1p(told),
+        ]
     )

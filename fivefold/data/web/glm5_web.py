@@ -5,10 +5,10 @@ for world knowledge keeps pages of medium and low quality that state facts. GLM-
 pages by tiers of quality, the best seen 3.2 times, the lowest left out.
 
 After the stages of `dclm_baseline` up to `decontaminate`: `learn_quality` and `score` (fastText),
-`learn` and `assess` (vectors, of a sample where there are more documents than can be embedded),
-`tier` (all scores at once) and `select`. What a config names is not learned. Scores lie in side
-files, so that other tiers ask no model again. The result depends on documents and configs alone,
-not on files, tasks or workers.
+`label` (marks for world knowledge), `learn` and `assess` (vectors, of a sample where there are more
+documents than can be embedded), `tier` (all scores at once) and `select`. What a config names is
+not learned. Scores lie in side files, so that other tiers ask no model again. The result depends on
+documents and configs alone, not on files, tasks or workers.
 """
 
 import shutil
@@ -46,6 +46,7 @@ def run_glm5_web(
         DownloadError: a reference cannot be had.
         CorruptFileError: an input is cut or altered.
         ConfigError: too few documents to learn from.
+        ScoringError: who labels failed too often.
         QuarantineError: steps failed on too many documents.
     """
     from fivefold.data.curate.summary import read_summary
@@ -112,6 +113,7 @@ def _score_vectors(
     run: CurationRun, documents: list[Path], references: References, config: WebConfig
 ) -> None:
     """Score the documents that are embedded."""
+    from fivefold.data.web.label_step import LabelKnowledge
     from fivefold.data.web.learn_step import LearnClassifiers
     from fivefold.data.web.score_step import ScoreVectors
 
@@ -123,8 +125,12 @@ def _score_vectors(
         own = folders["learn"] / "world_knowledge"
         models["world_knowledge"] = config.knowledge.model or str(own)
     if any(Path(place).is_relative_to(folders["learn"]) for place in models.values()):
+        labels = folders["label"]
+        if config.knowledge and not config.knowledge.model:
+            labeller = LabelKnowledge(documents, folders["score"], config, labels)
+            run.execute("label", [labeller], len(documents))
         learner = LearnClassifiers(
-            documents, folders["score"], references, config, folders["learn"]
+            documents, folders["score"], labels, references, config, folders["learn"]
         )
         run.execute("learn", [learner], 1)
     scorer = ScoreVectors(
@@ -177,7 +183,8 @@ def web_stage_folders(
         **page_parts(config),
         "learn_quality": [config.training, config.head.max_documents, reference],
         "score": [model and (model.label, digest_file(model.model))],
-        "learn": [config.embed, config.head, config.most_embedded, quantiles, reference],
+        "label": [knowledge and knowledge.label, config.most_embedded, quantiles],
+        "learn": [config.embed, config.head, reference],
         "assess": [given, embedding is None, knowledge is None],
         "tier": [embedding, knowledge, [tier.model_dump() for tier in config.tiers], quantiles],
         "select": [],

@@ -2,7 +2,8 @@
 
 Positives are references. Negatives of quality are the run's own pages, as in DCLM; of those that
 the embedding classifier learns from, a part are pages that fastText finds good without choosing
-them. Negatives of world knowledge are references too.
+them. Positives and negatives of world knowledge are references and the run's own pages with a high
+or a low mark (`label_step`).
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -14,7 +15,8 @@ from datatrove.pipeline.base import PipelineStep
 from fivefold.data.curate.classifier import train_classifier
 from fivefold.data.document import Document, read_documents
 from fivefold.data.web.classifier import draw, train_vector_classifier
-from fivefold.data.web.config import WebConfig
+from fivefold.data.web.config import KnowledgeLabelConfig, WebConfig
+from fivefold.data.web.label_step import read_marks
 from fivefold.data.web.quality import read_quality
 from fivefold.data.web.reference import References
 from fivefold.data.web.sample import HALVES, Sample, draw_evenly, half_folder, half_of
@@ -64,14 +66,16 @@ class LearnClassifiers(PipelineStep):
         self,
         documents: Sequence[Path],
         scores: Path,
+        labels: Path,
         references: References,
         config: WebConfig,
         out: Path,
     ) -> None:
-        """Take all files of documents and their fastText scores; write `OUT/KIND`."""
+        """Take all files of documents, their fastText scores and marks; write `OUT/KIND`."""
         super().__init__()
         self.documents = [str(file) for file in documents]
         self.scores = str(scores)
+        self.labels = str(labels)
         self.references = references
         self.config = config
         self.out = str(out)
@@ -89,9 +93,32 @@ class LearnClassifiers(PipelineStep):
                 "embedding", good, other, out / "embedding", config.embed, config.head
             )
         if config.knowledge and not config.knowledge.model:
-            other, name = self._references("plain"), "world_knowledge"
-            train_vector_classifier(name, knowledge, other, out / name, config.embed, config.head)
+            self._learn_knowledge(knowledge, config.knowledge.label, out)
         yield from ()
+
+    def _learn_knowledge(
+        self, entries: list[Document], label: KnowledgeLabelConfig, out: Path
+    ) -> None:
+        """Learn from references and from the run's own pages with a high or a low mark."""
+        config, files = self.config, [Path(file) for file in self.documents]
+        marks = read_marks(files, Path(self.labels), label.max_failed)
+        plain = self._references("plain")
+        known = {one.id for one in (*entries, *plain)}
+        own = [
+            document
+            for file in files
+            for document in read_documents(file)
+            if document.id in marks and document.id not in known
+        ]
+        good = [one for one in own if marks[one.id] >= label.positive_from]
+        other = [one for one in own if marks[one.id] <= label.negative_to]
+        name = "world_knowledge"
+        head = config.head.model_copy(
+            update={"max_documents": config.head.max_documents + len(own)}
+        )
+        train_vector_classifier(
+            name, [*entries, *good], [*plain, *other], out / name, config.embed, head
+        )
 
     def _references(self, field: str) -> list[Document]:
         reference, count = self.config.reference, self.config.head.max_documents

@@ -1,11 +1,9 @@
 """Texts of a known kind, from which classifiers learn: encyclopaedic entries, help, changelogs.
 
 Names are looked for here, then in the catalogue, then as files. The archives are downloaded at run
-time, as those of the catalogue are. WordNet's nouns become entries, `NAME: GLOSS`, twelve of one
-field to a document, so that a document is as long as a page is.
+time, as those of the catalogue are. Books of entries are read by `entry`.
 """
 
-import re
 from collections.abc import Iterator, Sequence
 
 from fivefold.data.archive import read_members
@@ -13,18 +11,15 @@ from fivefold.data.config import CorpusConfig
 from fivefold.data.curate.config import ExtractConfig
 from fivefold.data.curate.raw_page import read_texts
 from fivefold.data.curate.shard import Shard, find_shards
-from fivefold.data.document import Document, document_id
+from fivefold.data.document import Document
 from fivefold.data.download import Tools, cache_directory, fetch_archive
 from fivefold.data.pipeline import cut_long
 from fivefold.data.source import Source
-
-_WORDNET = "wordnet"
-_ENTRIES = 12
-_GLOSS_LINE = re.compile(r"^\d{8} (\d\d) n ([0-9a-f]{2}) (.*?) \| (.*?)\s*$")
+from fivefold.data.web.entry import WORDNET, book_documents, wordnet_documents
 
 _SOURCES = (
     Source(
-        name=_WORDNET,
+        name=WORDNET,
         kind="debian",
         package="wordnet-base",
         download_bytes=6_500_000,
@@ -32,6 +27,28 @@ _SOURCES = (
         what="nouns and what they mean (WordNet)",
         lang="en",
         members=r"usr/share/wordnet/data\.noun",
+        form="text",
+    ),
+    Source(
+        name="foldoc",
+        kind="debian",
+        package="dict-foldoc",
+        download_bytes=2_400_000,
+        licence="GFDL-1.1-or-later",
+        what="an encyclopaedia of computing (FOLDOC)",
+        lang="en",
+        members=r"usr/share/dictd/foldoc\.(?:dict\.dz|index)",
+        form="text",
+    ),
+    Source(
+        name="elements",
+        kind="debian",
+        package="dict-elements",
+        download_bytes=25_000,
+        licence="public domain",
+        what="the chemical elements",
+        lang="en",
+        members=r"usr/share/dictd/elements\.(?:dict\.dz|index)",
         form="text",
     ),
     Source(
@@ -81,6 +98,7 @@ _SOURCES = (
 )
 REFERENCES = {source.name: source for source in _SOURCES}
 """All references by name."""
+_BOOKS = ("foldoc", "elements")
 References = dict[str, list[Shard]]
 """Shards by the field of `ReferenceConfig` that names them."""
 
@@ -115,29 +133,11 @@ def read_references(shards: Sequence[Shard], max_characters: int) -> Iterator[Do
     """
     cut = CorpusConfig(max_document_characters=max_characters)
     for shard in shards:
-        if shard.source == _WORDNET and shard.kind == "archive":
+        if shard.source == WORDNET and shard.kind == "archive":
             for name, content in read_members(shard.path, shard.members):
                 yield from wordnet_documents(content.decode("utf-8", errors="replace"), name)
+        elif shard.source in _BOOKS and shard.kind == "archive":
+            members = dict(read_members(shard.path, shard.members))
+            yield from cut_long(book_documents(shard.source, members), cut)
         else:
             yield from cut_long(read_texts([shard], ExtractConfig()), cut)
-
-
-def wordnet_documents(text: str, url: str) -> Iterator[Document]:
-    """Yield the entries of a data file of WordNet's nouns, twelve of one field to a document."""
-    field, entries, number = "", [], 0
-    for line in text.split("\n"):
-        found = _GLOSS_LINE.match(line)
-        if found is None:
-            continue
-        if entries and (found[1] != field or len(entries) == _ENTRIES):
-            yield _entries_document(entries, f"{url}#{number}")
-            entries, number = [], number + 1
-        field = found[1]
-        words = found[3].split(" ")[: 2 * int(found[2], 16) : 2]
-        entries.append(f"{', '.join(word.replace('_', ' ') for word in words)}: {found[4]}.")
-    if entries:
-        yield _entries_document(entries, f"{url}#{number}")
-
-
-def _entries_document(entries: Sequence[str], url: str) -> Document:
-    return Document(document_id(_WORDNET, url), "\n".join(entries), _WORDNET, url, "en")

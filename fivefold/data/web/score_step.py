@@ -144,8 +144,8 @@ def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
 
 
 def site_of(document: Document) -> str:
-    """Return the host of a document's address, or its source where there is none."""
+    """Return the host of a document's address; empty where there is none."""
     try:
-        return urlsplit(document.url).hostname or document.source
+        return urlsplit(document.url).hostname or ""
     except ValueError:
-        return document.source
+        return ""

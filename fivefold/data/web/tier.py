@@ -4,8 +4,8 @@ A document's tier is that of its percentile with the fastText classifier. The em
 has a say on documents from `min_quality` on: it adds those that it finds best to the top tier, at
 most `max_added` for each one that fastText chose, and lifts others as far as the tier below, by its
 own percentile. What then stands in a tier of `rescue_from` is rescued by the world-knowledge
-classifier, best first, until `share` of the bytes that the tiers keep is reached. Ties go by id, so
-that the result depends on documents alone.
+classifier, best first, up to `share` of the bytes that the tiers keep; one that is larger than the
+room left is passed over. Ties go by id, so that the result depends on documents alone.
 
 An embedding classifier alone chose worse than fastText did in DCLM's comparison (section 4.4), so
 it adds and never removes.
@@ -40,7 +40,7 @@ class Scores:
     size_bytes: NDArray[np.int64]
     """UTF-8 bytes of the text."""
     sites: Sequence[str]
-    """Host of the address, or the source where there is none."""
+    """Host of the address; empty where there is none."""
 
 
 @dataclass(frozen=True)
@@ -109,10 +109,8 @@ def _rescued(
     taken: defaultdict[str, int] = defaultdict(int)
     for place in places:
         size, site = int(scores.size_bytes[place]), scores.sites[place]
-        if taken[site] + size > of_site:
+        if size > room or (site and taken[site] + size > of_site):
             continue
-        if size > room:
-            break
         room -= size
         taken[site] += size
         rescued.append(place)

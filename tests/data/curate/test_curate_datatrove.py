@@ -25,6 +25,7 @@ from fivefold.data.curate.datatrove import (
     judge_in_datatrove,
     quality_finding,
 )
+from fivefold.data.curate.lexicon import treebank_lexicon
 from fivefold.data.curate.words import count_sentences, treebank_words
 
 CONFIG = HeuristicsConfig(mode="datatrove")
@@ -118,7 +119,9 @@ def test_each_filter_by_itself_is_datatroves_on_real_pages(pages: list[str]):
     _, quality, c4, fineweb = filters()
     kept: Counter[str] = Counter()
     for page in pages[::7]:
-        finding = quality_finding(page, treebank_words(page), CONFIG.quality, chinese=False)
+        finding = quality_finding(
+            page, treebank_lexicon().read(page), CONFIG.quality, chinese=False
+        )
         ours = finding[0] if finding else ""
         assert ours == judge_as_they_do(page, [quality])[1]
         verdict = edit_as_c4(page, CONFIG.c4, chinese=False)

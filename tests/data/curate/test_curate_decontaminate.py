@@ -16,8 +16,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fivefold.data.code.config import FimConfig
+from fivefold.data.code.fim import fill_in_middle, marks_of, restore_text
 from fivefold.data.curate.account import read_accounts
 from fivefold.data.curate.benchmark import Item, digest_benchmarks, find_benchmarks, read_items
+from fivefold.data.curate.config import ExtractConfig
 from fivefold.data.curate.decontaminate import (
     BenchmarkIndex,
     build_index,
@@ -29,7 +32,8 @@ from fivefold.data.curate.decontaminate import (
 )
 from fivefold.data.curate.decontaminate_config import DecontaminationConfig
 from fivefold.data.curate.decontaminate_step import BuildBenchmarkIndex, Decontaminate
-from fivefold.data.curate.step import document_to_page
+from fivefold.data.curate.extract_step import ExtractText
+from fivefold.data.curate.step import document_to_page, page_to_document
 from fivefold.data.document import Document
 from fivefold.errors import ConfigError, CorruptFileError, MissingFileError
 
@@ -239,6 +243,31 @@ def test_the_step_drops_with_the_benchmarks_name_and_keeps_the_account(
     account = read_accounts(tmp_path / "accounts" / "benchmarks", 1)
     assert dict(account.drops) == {"benchmark.hens": 1}
     assert account.samples["benchmark.hens"][0]["marked"].startswith("MARA'S HENS LAY")
+
+
+def test_a_text_with_marks_is_never_cut(tmp_path: Path, english: Callable[[int], str]):
+    rows = tmp_path / "hens.jsonl"
+    rows.write_text(json.dumps({"question": QUESTION, "answer": ANSWER}) + "\n")
+    config = DecontaminationConfig(benchmarks=(str(rows),), policy="cut")
+    list(BuildBenchmarkIndex(config, tmp_path / "index").run())
+    step = Decontaminate(config, tmp_path / "index", tmp_path / "accounts", 60.0)
+    texts = [f"{english(1)}\n{QUESTION}\n{english(2)}", f"\n\n\n{english(3)}  \n"]
+    whole = [fill_in_middle(text, "key", FimConfig(rate=1.0, min_characters=3)) for text in texts]
+    documents = [
+        Document(str(n), one.text, "code", f"u{n}", meta={"marks": [list(m) for m in one.marks]})
+        for n, one in enumerate(whole)
+    ]
+    documents.append(Document("plain", texts[0], "web", "p"))
+    extract = ExtractText(ExtractConfig(), tmp_path / "accounts", 60.0)
+    pages = [document_to_page(one) for one in documents]
+    for page in pages:
+        page.metadata["raw"] = None
+    left = {page.id: page_to_document(page) for page in step.run(extract.run(pages))}
+    assert set(left) == {"1", "plain"}
+    assert QUESTION not in left["plain"].text
+    assert marks_of(left["1"]) == list(whole[1].marks)
+    assert restore_text(whole[1]) == texts[1]
+    assert left["1"].text == whole[1].text
 
 
 def test_index_survives_its_file_and_its_digest_follows_content(tmp_path: Path):

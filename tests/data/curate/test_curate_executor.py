@@ -138,10 +138,11 @@ run(Path(sys.argv[1]), Path(sys.argv[2]), ExecutorConfig(kind="ray", memory_gb=1
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)
 def test_ray_gives_what_local_processes_give(tmp_path: Path, pages: Path):
     pytest.importorskip("ray", reason="the extra `ray` is not installed")
     expected = run(pages, tmp_path / "local", None, 1)
     # In a process of its own: Ray's session leaves servers behind until its process ends.
     command = (sys.executable, "-c", RAY, str(pages), str(tmp_path / "cluster"))
-    subprocess.run(command, check=True, cwd=Path(__file__).parent, timeout=110)
+    subprocess.run(command, check=True, cwd=Path(__file__).parent, timeout=280)
     assert results(tmp_path / "cluster") == expected

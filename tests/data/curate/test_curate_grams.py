@@ -11,6 +11,7 @@ from fivefold.data.curate.grams import (
     repeated,
     walked_characters,
 )
+from fivefold.data.curate.lexicon import measure_words
 
 # Few short words, some of which run together to the same letters.
 WORDS = st.lists(st.sampled_from(["x", "y", "xy", "yx", "xxy", "中"]), min_size=1, max_size=40)
@@ -23,7 +24,7 @@ def runs(words: list[str], n: int) -> list[tuple[str, ...]]:
 
 @given(WORDS, SIZES)
 def test_hashes_are_equal_for_equal_runs_only(words: list[str], n: int):
-    grams, expected = Grams(words), runs(words, n)
+    grams, expected = Grams(measure_words(words)), runs(words, n)
     hashes = grams.hashes(n).tolist()
     assert len(hashes) == len(expected)
     assert len(set(zip(hashes, expected, strict=True))) == len(set(hashes)) == len(set(expected))
@@ -39,15 +40,22 @@ def test_most_frequent_is_the_counters(words: list[str], n: int):
     expected = runs(words, n)
     if not expected:
         return
-    most, places = most_frequent(Grams(words).hashes(n))
+    hashes = Grams(measure_words(words)).hashes(n)
     counts = Counter(expected)
-    assert most == max(counts.values())
-    assert places.tolist() == [i for i, run in enumerate(expected) if counts[run] == most]
+    most = max(counts.values())
+    for fewer in range(1, most):
+        found = [places.tolist() for places in most_frequent(hashes, fewer)]
+        assert found == [
+            [i for i, run in enumerate(expected) if run == one]
+            for one in counts
+            if counts[one] == most
+        ]
+    assert most_frequent(hashes, most) == most_frequent(hashes, len(expected) + 1) == []
 
 
 @given(WORDS, SIZES)
 def test_covered_characters_count_each_word_once(words: list[str], n: int):
-    grams, counts = Grams(words), Counter(runs(words, n))
+    grams, counts = Grams(measure_words(words)), Counter(runs(words, n))
     places, labels = repeated(grams.hashes(n))
     expected = [i for i, run in enumerate(runs(words, n)) if counts[run] > 1]
     assert places.tolist() == expected
@@ -59,7 +67,7 @@ def test_covered_characters_count_each_word_once(words: list[str], n: int):
 
 @given(WORDS, SIZES)
 def test_walked_characters_jump_as_the_plain_loop_does(words: list[str], n: int):
-    grams = Grams(words)
+    grams = Grams(measure_words(words))
     if len(words) < n:
         return
     seen, index, expected = set(), 0, 0
@@ -78,4 +86,4 @@ def test_walked_characters_jump_as_the_plain_loop_does(words: list[str], n: int)
 def test_hashes_do_not_collide_on_a_long_text():
     random = np.random.default_rng(0)
     words = [str(number) for number in random.integers(0, 10**9, size=100_000)]
-    assert len(np.unique(Grams(words).hashes(5))) == len(words) - 4
+    assert len(np.unique(Grams(measure_words(words)).hashes(5))) == len(words) - 4

@@ -12,9 +12,10 @@ from fivefold.data.curate.account import QuarantineError
 from fivefold.data.curate.config import CurateConfig, ExtractConfig
 from fivefold.data.curate.dclm_baseline import Curated, run_dclm_baseline
 from fivefold.data.curate.raw_page import read_texts
-from fivefold.data.curate.shard import find_shards
+from fivefold.data.curate.shard import Shard, find_shards
 from fivefold.data.document import Document, document_writer, read_documents
-from fivefold.errors import ConfigError, CorruptFileError, MissingFileError
+from fivefold.data.source import CATALOGUE
+from fivefold.errors import ConfigError, CorruptFileError, MissingFileError, StorageError
 
 English = Callable[[int], str]
 ALL = CurateConfig(url=None, language=None, heuristics=None, minhash=None, bloom=None, tasks=2)
@@ -170,6 +171,36 @@ def test_sources_that_cannot_be_are_named(tmp_path: Path):
         find_shards([tmp_path])
 
 
+@pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="needs a file that cannot be read")
+def test_an_unreadable_file_is_named(tmp_path: Path):
+    # Reading a process's memory from address 0 fails for root, too.
+    (tmp_path / "dark.txt").symlink_to("/proc/self/mem")
+    with pytest.raises(StorageError, match=r"dark\.txt"):
+        curate(tmp_path, tmp_path / "out")
+
+
+def test_pages_of_a_package_lose_their_furniture_and_carry_the_licence(
+    tmp_path: Path, make_deb: Callable[..., Path]
+):
+    source = CATALOGUE["sqlite-doc"]
+    content = (
+        "<html><body><div>Small. Fast. Reliable.<br>Choose any three.</div>"
+        "<p>The rowid is the key of a table that has no other key.</p></body></html>"
+    )
+    members = {
+        "./usr/share/doc/sqlite3/rowid.html": content.encode(),
+        "./usr/share/doc/sqlite3/sitemap.html": b"<p>left out</p>",
+        "./usr/share/doc/other/rowid.html": b"<p>left out</p>",
+    }
+    facts = {"lang": source.lang, "licence": source.licence, "furniture": source.furniture}
+    whole = Shard(make_deb(members), source.name, "doc.deb", "archive", source.form, source.members)
+    curated = run_dclm_baseline([Shard(**{**vars(whole), **facts})], ALL, tmp_path / "out")
+    (document,) = (one for file in curated.documents for one in read_documents(file))
+    assert document.text == "The rowid is the key of a table that has no other key."
+    assert document.url == "usr/share/doc/sqlite3/rowid.html"
+    assert (document.lang, document.meta["licence"]) == ("en", "public domain")
+
+
 def test_texts_for_training_a_classifier_are_those_of_the_pipeline(
     tmp_path: Path, english: English, caplog: pytest.LogCaptureFixture
 ):
@@ -185,13 +216,13 @@ def test_texts_for_training_a_classifier_are_those_of_the_pipeline(
 
 def test_equal_names_of_different_places_stay_apart(tmp_path: Path):
     for place in ("a", "b"):
-        (tmp_path / place / "web").mkdir(parents=True)
-        (tmp_path / place / "web" / "p.txt").write_text(f"text of {place}")
-    shards = find_shards([tmp_path / "a" / "web", tmp_path / "b" / "web"])
+        (tmp_path / place / "Web (1)").mkdir(parents=True)
+        (tmp_path / place / "Web (1)" / "p.txt").write_text(f"text of {place}")
+    shards = find_shards([tmp_path / "a" / "Web (1)", tmp_path / "b" / "Web (1)"])
     curated = run_dclm_baseline(shards, ALL, tmp_path / "out")
     documents = [one for file in curated.documents for one in read_documents(file)]
     assert {(one.source, one.text) for one in documents} == {
-        ("web", "text of a"),
-        ("web-2", "text of b"),
+        ("web-1", "text of a"),
+        ("web-1-2", "text of b"),
     }
-    assert curated.summary.to_json()["sources"] == {"web": 1, "web-2": 1}
+    assert curated.summary.to_json()["sources"] == {"web-1": 1, "web-1-2": 1}

@@ -7,6 +7,7 @@ from datatrove.utils.text import PUNCTUATION_SET, TERMINAL_PUNCTUATION
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fivefold.data.curate import words
 from fivefold.data.curate.character import LETTER, MARK, PUNCTUATION, TERMINAL, kind_table
 from fivefold.data.curate.words import (
     count_chunks,
@@ -77,6 +78,51 @@ def test_treebank_words_lose_only_white_space(text: str):
     words = treebank_words(text)
     assert "".join(words) == "".join(text.split())
     assert all(words)
+
+
+def peel_plainly(chunk: str) -> list[str]:
+    """All of a chunk's patterns, each over all of the rest, without any look ahead."""
+    begin, end, rest = [], [], chunk
+    while rest:
+        if (known := words._known(rest)) is not None:
+            return [*begin, *known, *reversed(end)]
+        if prefix := words._PREFIX.match(rest):
+            begin.append(prefix.group())
+            rest = rest[prefix.end() :]
+            continue
+        if words._URL.fullmatch(rest) and rest[-1] not in ".,;:!?)":
+            return [*begin, rest, *reversed(end)]
+        suffix = words._SUFFIX.search(rest)
+        if suffix is None or suffix.start() == 0:
+            break
+        end.append(suffix.group())
+        rest = rest[: suffix.start()]
+    parts, start = [], 0
+    for match in words._INFIX.finditer(rest):
+        if match.start() == start == 0:
+            continue
+        parts += [rest[start : match.start()], match.group()]
+        start = match.end()
+    return [part for part in [*begin, *parts, rest[start:], *reversed(end)] if part]
+
+
+STEMS = ["", "Mr", "cannot", "don", "a", "U.S", "e.g", "www.x.com", "km", "o'clock", "can't", "3.5"]
+
+
+@given(
+    st.text("bX0é.,:!?'’\"()]-–/+%$…~", max_size=4),
+    st.sampled_from(STEMS),
+    st.text("bX0.,;:!?'’\"”)]-/%kmgs²…", max_size=5),
+)
+def test_chunks_are_peeled_as_by_plain_loops(begin: str, stem: str, end: str):
+    chunk = begin + stem + end
+    assert not chunk or treebank_words(chunk) == peel_plainly(chunk)
+
+
+def test_chunks_of_real_pages_are_peeled_as_by_plain_loops(pages: list[str]):
+    for chunk in {chunk for page in pages[::25] for chunk in page.split()}:
+        if not chunk.isalpha():
+            assert treebank_words(chunk) == peel_plainly(chunk)
 
 
 def test_sentences_begin_after_a_terminal_mark():

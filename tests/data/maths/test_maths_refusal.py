@@ -89,6 +89,9 @@ def test_rule_flags_answers_of_assistants_and_no_human_text():
     flagged = sum(map(detector.is_machine, people))
     assert flagged == detector.calibration.flagged
     assert detector.calibration.bound <= 0.05
+    turns = "To solve this problem, let\u2019s denote the sum by s. Let's consider s mod 7."
+    assert signs(turns)[1] == 3
+    assert signs("Let us look at the sum, and find what is left of it mod 7.")[1] == 0
     assert find_tell("So, as an AI language model, I") == (4, 27)
     assert find_tell("The model of language is theirs.") is None
 

@@ -23,8 +23,8 @@ from fivefold.data.web.classifier import (
 from fivefold.data.web.config import EmbedConfig, HeadConfig
 from fivefold.data.web.embed import cut_windows, embed_documents
 from fivefold.data.web.endpoint_embedder import EndpointEmbedder
+from fivefold.data.web.entry import wordnet_documents
 from fivefold.data.web.fact_density import FEATURES, fact_density
-from fivefold.data.web.reference import wordnet_documents
 from fivefold.errors import ConfigError, CorruptFileError, MissingFileError
 from fivefold.text.completer import EndpointError
 
@@ -56,7 +56,9 @@ def test_what_was_learned_from_is_scored_by_a_head_that_did_not_see_it(tmp_path:
     classifier = VectorClassifier(str(tmp_path), "embedding")
     seen = [classifier.score(some).score for some in (good, other)]
     assert area_under_curve(*seen) == pytest.approx(trained.auc, abs=5e-3)
-    assert abs(trained.auc - 0.5) < 0.25
+    # Over twelve such corpora: 0.485 +- 0.040 unseen (ranks of no difference: 0.5 +- 0.053) and
+    # 0.848 +- 0.031 seen. Three deviations on both sides, and no number is in both ranges.
+    assert abs(trained.auc - 0.5) < 0.16
     renamed = [
         [Document(one.id[::-1], one.text, one.source) for one in some] for some in (good, other)
     ]
@@ -100,7 +102,8 @@ def test_held_out_packages_and_articles_are_told_apart(tmp_path: Path, shared_da
     head = HeadConfig(max_documents=100, folds=3)
     train_vector_classifier("world_knowledge", good, other[::2], tmp_path, EmbedConfig(), head)
     score = VectorClassifier(str(tmp_path), "world_knowledge").score
-    assert area_under_curve(score(unseen).score, score(other[1::2]).score) > 0.9
+    # Over six ways to split articles and packages: 0.9695 +- 0.0121; three deviations below that.
+    assert area_under_curve(score(unseen).score, score(other[1::2]).score) > 0.933
 
 
 def make(text: str, url: str) -> Document:
@@ -125,7 +128,11 @@ def test_fact_density_by_hand():
     assert facts["names"] == pytest.approx(np.log1p(100 * 3 / 10))
     assert facts["dates"] == facts["numbers"] == pytest.approx(np.log1p(100 / 10))
     assert facts["definitions"] == pytest.approx(np.log1p(100 / 10))
-    assert facts["lists"] == facts["address"] == 0
+    assert facts["people"] == pytest.approx(np.log1p(100 / 10))
+    assert facts["lists"] == facts["address"] == facts["past"] == 0
+    told = named("Here Emma Goldman was born; so was Emma Goldman of the New York press.", words)
+    assert told["people"] == pytest.approx(np.log1p(100 * 2 / 14))
+    assert told["past"] == pytest.approx(np.log1p(100 * 3 / 14))
     listed = named("- You fixed it.\n- we added\nend", words)
     assert listed["lists"] == pytest.approx(2 / 3)
     assert listed["address"] > 0
@@ -187,13 +194,14 @@ def test_an_endpoint_that_breaks_the_protocol_is_named(rows: list[dict]):
 def test_wordnet_lines_become_entries_of_one_field():
     lines = ["  1 licence text"]
     lines += [
-        f"{n:08d} 03 n 02 red_fox 0 tod 0 001 @ 00000001 n 0000 | an animal {n}  "
+        f"{n:08d} 03 n 02 Red_Fox 0 Tod 0 001 @i 00000001 n 0000 | an animal {n}  "
         for n in range(14)
     ]
     lines += ["00000099 15 n 01 Oslo 0 001 @i 00000001 n 0000 | the capital of Norway  "]
+    lines += ["00000100 15 n 01 town 0 001 @ 00000001 n 0000 | a place that is no name  "]
     found = list(wordnet_documents("\n".join(lines), "data.noun"))
     assert [one.text.count("\n") + 1 for one in found] == [12, 2, 1]
-    assert found[0].text.startswith("red fox, tod: an animal 0.\n")
+    assert found[0].text.startswith("Red Fox, Tod: an animal 0.\n")
     assert found[2].text == "Oslo: the capital of Norway."
     assert len({one.id for one in found}) == 3
 

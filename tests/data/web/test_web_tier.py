@@ -88,6 +88,16 @@ def test_no_site_is_rescued_beyond_its_share():
     assert [n for n, by in enumerate(choice.lifted_by) if by] == [10, 13, 15]
 
 
+def test_pages_without_a_host_are_of_no_site_and_a_large_one_blocks_no_small_one():
+    quality, knowledge = [0.95] * 10 + [0.3] * 4, [0.9] * 10 + [0.99, 0.9, 0.8, 0.7]
+    sizes = [100] * 10 + [600, 200, 200, 200]
+    config = KnowledgeConfig(share=0.5, site_share=0.1)
+    choice = choose_tiers(scores(quality, None, knowledge, sizes, [""] * 14), TIERS, None, config)
+    # 1,000 bytes are kept: there is room for 500, not for the best one of 600.
+    assert [n for n, by in enumerate(choice.lifted_by) if by] == [11, 12]
+    assert choice.threshold == 0.8
+
+
 percent = st.floats(0, 1, allow_nan=False)
 
 
@@ -147,6 +157,8 @@ def test_overlap_is_jaccard():
         ('tiers=[{"name":"a","min_percentile":0.5,"epochs":1}]', "the last from 0"),
         ('tiers=[{"name":"knowledge","min_percentile":0,"epochs":1}]', "rescued documents"),
         ('knowledge.rescue_from=["best"]', "tiers below the first"),
+        ('knowledge.label={"scorer":{"kind":"head","head":"x"}}', "kind rule or endpoint"),
+        ("knowledge.label.negative_to=4", "`negative_to` below"),
         ("quantiles=plan.json", "the models that they belong to"),
         ("embed.url=http://x", "a `url` with the name of a `model`"),
     ],

@@ -1,0 +1,170 @@
+"""How much machine text the detector finds at its calibrated false-positive rate, on real text.
+
+Human and machine solutions of the same problems (CHAMP, arXiv:2401.06961, MIT: 270 competition
+problems with their authors' solutions and the answers of GPT-3.5, GPT-4, GPT-4 Turbo and PaLM 2),
+school problems solved by people and by fine-tuned GPT-3 (GSM8K, MIT), and manuals. Two detectors:
+`rule`, without examples, calibrated on essays and plays as `glm5_math` does it; `learned`, from
+half of the problems and all models but one. Every rate is on problems that neither has seen.
+
+Get the files first: `pip download --no-deps champ-dataset==1.0.0`; `example_model_solutions.jsonl`
+and `train.jsonl` lie in the repository openai/grade-school-math. Run as
+`python benchmarks/machine_text.py WHEEL GSM8K_FOLDER`.
+"""
+
+import argparse
+import json
+import re
+import time
+import zipfile
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import xxhash
+
+from fivefold.data.curate.classifier import area_under_curve
+from fivefold.data.curate.config import ExtractConfig
+from fivefold.data.curate.raw_page import read_texts
+from fivefold.data.curate.shard import find_shards
+from fivefold.data.extract import cut_text
+from fivefold.data.maths.calibration import upper_bound
+from fivefold.data.maths.config import MachineTextConfig
+from fivefold.data.maths.machine_text import Detector, fit_detector
+
+UNSEEN = "PaLM 2 Medium"
+"""The model whose text nobody learns from."""
+MANUALS = ("mpmath-doc", "python-doc", "debian-reference-en", "postgresql-doc")
+_MOST = 700
+_FORM = re.compile(r"<<[^<>]*>>|\n(?:####|A:).*\Z")
+"""What the two kinds of GSM8K's solutions write differently by agreement: marks, the last line."""
+Texts = dict[str, list[str]]
+
+
+def read_champ(wheel: Path) -> dict[str, Texts]:
+    """Return texts by author for each half of the problems; `human` is the problems' authors."""
+    with zipfile.ZipFile(wheel) as archive:
+        problems = json.loads(archive.read("champ_dataset/dataset_files/v0.json"))["problems"]
+    halves: dict[str, Texts] = {"seen": defaultdict(list), "unseen": defaultdict(list)}
+    for name, problem in problems.items():
+        half = halves["seen" if xxhash.xxh3_64_intdigest(name.encode()) % 2 else "unseen"]
+        steps = [step.get("_text") or step["_raw_text"] for step in problem["solution"]["steps"]]
+        half["human"].append("\n".join(one.replace("@@", "") for one in steps))
+        for title, conversation in problem["conversations"].items():
+            answers = [
+                one["text"]
+                for one in conversation["messages"]
+                if one["role"].startswith("Model.") and one.get("text")
+            ]
+            if answers:
+                half[title.split("|")[0]].append(max(answers, key=len))
+    return halves
+
+
+def read_gsm8k(folder: Path) -> Texts:
+    """Return solutions of people and of fine-tuned models."""
+    human = [json.loads(line)["answer"] for line in (folder / "train.jsonl").open()]
+    rows = [json.loads(line) for line in (folder / "example_model_solutions.jsonl").open()]
+    machine = [
+        one["solution"]
+        for row in rows
+        for name, one in row.items()
+        if name.endswith("_verification")
+    ]
+    plain = {"GSM8K, people": human, "GSM8K, fine-tuned GPT-3": machine}
+    return {name: [_FORM.sub("", one) for one in some] for name, some in plain.items()}
+
+
+def read_manuals(names: Sequence[str], size: int) -> Texts:
+    """Return pieces of what people wrote, by source."""
+    texts: Texts = {}
+    for name in names:
+        documents = read_texts(find_shards([name]), ExtractConfig())
+        texts[name] = [piece for one in documents for piece in cut_text(one.text, size)]
+    return texts
+
+
+def sample(texts: Sequence[str], most: int) -> list[str]:
+    """Return up to `most` texts, by the hash of their content."""
+    ranked = sorted((xxhash.xxh3_64_intdigest(one.encode(), seed=7), one) for one in set(texts))
+    return [one for _, one in ranked[:most]]
+
+
+def measure(detector: Detector, human: Texts, machine: Texts) -> dict[str, object]:
+    """Return the rates of a detector: flagged human text by source, found machine text by model."""
+    limit = detector.calibration.threshold
+
+    def scores(texts: Texts) -> Mapping[str, np.ndarray]:
+        return {
+            name: np.array([detector.score(one) for one in sample(some, _MOST)])
+            for name, some in texts.items()
+        }
+
+    people, models = scores(human), scores(machine)
+    solutions = people["CHAMP, authors"]
+    return {
+        "threshold": round(limit, 4),
+        "calibrated_bound": round(detector.calibration.bound, 5),
+        "false_positives": {
+            name: {
+                "texts": len(one),
+                "rate": round(float((one > limit).mean()), 4),
+                "bound_95": round(upper_bound(int((one > limit).sum()), len(one), 0.95), 4),
+            }
+            for name, one in people.items()
+        },
+        "found": {
+            name: {
+                "texts": len(one),
+                "rate": round(float((one > limit).mean()), 4),
+                "auc": round(area_under_curve(one, solutions), 4),
+            }
+            for name, one in models.items()
+        },
+    }
+
+
+def main() -> None:
+    """Print the rates, and as the last line one JSON object."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("wheel", type=Path)
+    parser.add_argument("gsm8k", type=Path)
+    given = parser.parse_args()
+    began, config = time.process_time(), MachineTextConfig()
+    halves, school = read_champ(given.wheel), read_gsm8k(given.gsm8k)
+    manuals = read_manuals(MANUALS, config.window_characters)
+    essays = read_manuals(config.human, config.window_characters)
+    seen, unseen = halves["seen"], halves["unseen"]
+    school_people = sample(school["GSM8K, people"], 2 * _MOST)
+    human: Texts = {
+        "CHAMP, authors": unseen["human"],
+        "GSM8K, people": school_people[_MOST:],
+        **{name: some[1::2] for name, some in manuals.items()},
+    }
+    machine: Texts = {name: some for name, some in unseen.items() if name != "human"}
+    machine["GSM8K, fine-tuned GPT-3"] = school["GSM8K, fine-tuned GPT-3"]
+    learned_human = [*seen["human"], *school_people[:_MOST]]
+    learned_human += [one for some in manuals.values() for one in sample(some[::2], 300)]
+    learned_machine = [
+        one for name in seen if name not in ("human", UNSEEN) for one in sample(seen[name], 600)
+    ]
+    whole = sample([one for some in essays.values() for one in some], config.max_windows)
+    found = {
+        "rule": measure(fit_detector(whole, [], config), human, machine),
+        "learned": measure(fit_detector(learned_human, learned_machine, config), human, machine),
+    }
+    print(json.dumps(found, indent=2))
+    print(
+        json.dumps(
+            {
+                "name": "machine_text",
+                "unseen_model": UNSEEN,
+                "cpu_seconds": round(time.process_time() - began, 1),
+                **found,
+            }
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()
