@@ -52,23 +52,19 @@ def run(
         device: Where to compute; auto takes the first CUDA device, else the CPU.
         threads: CPU threads; all cores if not given.
     """
-    from fivefold.recipes.launch import run_recipe
-    from fivefold.report.page import write_report
+    from fivefold.recipes.launch import Launch, run_recipe
     from fivefold.stage import Selection
 
     console = Console(stderr=True)
-    run_recipe(
-        recipe,
-        overrides,
-        run=run_dir or Path("runs") / recipe,
-        selection=Selection(only=only, until=until, fresh=fresh),
-        seed=seed,
-        device=device,
-        threads=threads,
-        console=console,
-        command=sys.argv,
-        conclude=lambda run: console.out(f"report: {write_report(run)}", highlight=False),
+    launch = Launch(
+        run_dir or Path("runs") / recipe,
+        Selection(only=only, until=until, fresh=fresh),
+        seed,
+        device,
+        threads,
+        console,
     )
+    run_recipe(recipe, overrides, launch)
 
 
 def plan(

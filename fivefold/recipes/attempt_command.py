@@ -1,7 +1,6 @@
 """`fivefold attempts`: how often a checkpoint solves each problem, and what follows from that."""
 
 import shlex
-import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -54,9 +53,8 @@ def attempts(
     """
     from fivefold.recipes.attempt_learn import TooFewAnswersError
     from fivefold.recipes.attempt_run import attempt_stages
-    from fivefold.recipes.launch import run_pipeline
+    from fivefold.recipes.launch import Launch, run_pipeline
     from fivefold.recipes.task_argument import read_task
-    from fivefold.report.page import write_report
     from fivefold.rl.attempt_config import AttemptsConfig
     from fivefold.stage import Selection
     from fivefold.train.sft import check_template
@@ -85,18 +83,8 @@ def attempts(
             console.out(line, highlight=False)
 
     try:
-        run_pipeline(
-            f"attempts {named.name}",
-            stages,
-            run=run,
-            selection=Selection(fresh=fresh),
-            seed=seed,
-            device=device,
-            threads=threads,
-            console=console,
-            command=sys.argv,
-            conclude=lambda run: console.out(f"report: {write_report(run)}", highlight=False),
-        )
+        launch = Launch(run, Selection(fresh=fresh), seed, device, threads, console)
+        run_pipeline(f"attempts {named.name}", stages, launch)
     except TooFewAnswersError:
         tell(learned=False)
         raise

@@ -7,8 +7,10 @@ directory, the record and the console, the others take part in the stages that a
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
@@ -22,6 +24,7 @@ from fivefold.metrics import StageMetrics
 from fivefold.parallel.config import ParallelConfig
 from fivefold.parallel.launch import failures_told, joined, started_here
 from fivefold.recipes.catalogue import load_recipe
+from fivefold.report.page import write_report
 from fivefold.stage import (
     ProgressTask,
     Selection,
@@ -33,41 +36,32 @@ from fivefold.stage import (
 )
 
 
-def run_recipe(
-    recipe: str,
-    overrides: Sequence[str],
-    *,
-    run: Path,
-    selection: Selection,
-    seed: int,
-    device: str,
-    threads: int | None,
-    console: Console,
-    command: Sequence[str],
-    conclude: Callable[[Path], None],
-) -> None:
-    """Run the selected stages of a recipe in the directory `run`, resuming what is there.
+@dataclass(frozen=True)
+class Launch:
+    """Where and how a run runs, whatever its stages are."""
 
-    Overrides `parallel.AXIS=N` shape the mesh of the processes that torchrun started. `conclude` is
-    called with `run` at the end, however the stages end.
+    run: Path
+    """Its directory; what is there is resumed."""
+    selection: Selection
+    """Which stages."""
+    seed: int
+    device: str
+    """auto, cpu or cuda."""
+    threads: int | None
+    """CPU threads; None: all cores, shared by the processes of this machine."""
+    console: Console
+
+
+def run_recipe(recipe: str, overrides: Sequence[str], launch: Launch) -> None:
+    """Run the selected stages of a recipe, and write the report however they end.
+
+    Overrides `parallel.AXIS=N` shape the mesh of the processes that torchrun started.
 
     Raises:
         FivefoldError: whatever a stage finds wrong with configs, files, network or disk.
     """
     parallel, own = split_overrides(overrides)
-    run_pipeline(
-        recipe,
-        load_recipe(recipe, own),
-        parallel=parallel,
-        run=run,
-        selection=selection,
-        seed=seed,
-        device=device,
-        threads=threads,
-        console=console,
-        command=command,
-        conclude=conclude,
-    )
+    run_pipeline(recipe, load_recipe(recipe, own), launch, parallel)
 
 
 def split_overrides(overrides: Sequence[str]) -> tuple[ParallelConfig, list[str]]:
@@ -82,30 +76,20 @@ def split_overrides(overrides: Sequence[str]) -> tuple[ParallelConfig, list[str]
 
 
 def run_pipeline(
-    name: str,
-    stages: Sequence[Stage],
-    *,
-    run: Path,
-    selection: Selection,
-    seed: int,
-    device: str,
-    threads: int | None,
-    console: Console,
-    command: Sequence[str],
-    conclude: Callable[[Path], None],
-    parallel: ParallelConfig | None = None,
+    name: str, stages: Sequence[Stage], launch: Launch, parallel: ParallelConfig | None = None
 ) -> None:
     """Run stages that are not a recipe's, as `run_recipe` does; `name` claims the directory.
 
     Raises:
         FivefoldError: as `run_recipe`.
     """
+    run, selection, console = launch.run, launch.selection, launch.console
     select_stages(stages, selection)
-    device = resolve_device(device)
+    device = resolve_device(launch.device)
     with joined(parallel or ParallelConfig(), device) as ranks:
-        threads = threads or max((os.cpu_count() or 1) // started_here(), 1)
+        threads = launch.threads or max((os.cpu_count() or 1) // started_here(), 1)
         if not ranks.is_first:
-            follower = StageContext(seed, device, threads, _Unrecorded(), _unseen, ranks)
+            follower = StageContext(launch.seed, device, threads, _Unrecorded(), _unseen, ranks)
             with failures_told(ranks):
                 run_stages(stages, run, selection, lambda _: follower)
             return
@@ -115,11 +99,11 @@ def run_pipeline(
             hashes = json.dumps([(stage.name, hash_config(stage.config)) for stage in stages])
             manifest = describe_run(
                 name,
-                seed=seed,
+                seed=launch.seed,
                 device=device,
                 threads=threads,
                 config_hash=hashlib.sha256(hashes.encode()).hexdigest()[:16],
-                command=command,
+                command=sys.argv,
             )
             write_json(run / "manifest.json", manifest)
             write_json(run / "config.json", configs)
@@ -131,13 +115,13 @@ def run_pipeline(
                 stage.name,
                 show=lambda line: console.print(line, highlight=False, markup=False),
             )
-            return StageContext(seed, device, threads, metrics, track, ranks)
+            return StageContext(launch.seed, device, threads, metrics, track, ranks)
 
         with logging_to(console, run / "log.txt"), failures_told(ranks):
             try:
                 run_stages(stages, run, selection, context_of)
             finally:
-                conclude(run)
+                console.out(f"report: {write_report(run)}", highlight=False)
 
 
 class _Unrecorded(StageMetrics):

@@ -1,6 +1,6 @@
 """`fivefold rl`: a checkpoint and a task in, a better checkpoint and a report out."""
 
-import sys
+import shlex
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -46,10 +46,9 @@ def rl(
         device: Where to compute; auto takes the first CUDA device, else the CPU.
         threads: CPU threads; all cores if not given.
     """
-    from fivefold.recipes.launch import run_pipeline
+    from fivefold.recipes.launch import Launch, run_pipeline
     from fivefold.recipes.rl_run import rl_stages
     from fivefold.recipes.task_argument import read_task
-    from fivefold.report.page import write_report
     from fivefold.rl.loop_config import RlConfig
     from fivefold.serve.dialogue import is_base_model
     from fivefold.stage import Selection
@@ -67,21 +66,16 @@ def rl(
             "solutions first.",
             highlight=False,
         )
-    run_pipeline(
-        f"rl {named.name}",
-        stages,
-        run=run,
-        selection=Selection(fresh=fresh),
-        seed=seed,
-        device=device,
-        threads=threads,
-        console=console,
-        command=sys.argv,
-        conclude=lambda run: console.out(f"report: {write_report(run)}", highlight=False),
-    )
+    launch = Launch(run, Selection(fresh=fresh), seed, device, threads, console)
+    run_pipeline(f"rl {named.name}", stages, launch)
     trained = run / "rl" / "checkpoint"
     config = stages[-1].config
     assert isinstance(config, RlConfig), "the last stage is `rl`"
     # A model that was trained to answer at once has no use for a thinking block.
-    talk = f"fivefold chat {trained}" + ("" if config.sampling.thinks else " --no-thinking")
-    console.out(f"checkpoint: {trained}\nnext: {talk}", highlight=False)
+    talk = [
+        "fivefold",
+        "chat",
+        str(trained),
+        *([] if config.sampling.thinks else ["--no-thinking"]),
+    ]
+    console.out(f"checkpoint: {trained}\nnext: {shlex.join(talk)}", highlight=False)

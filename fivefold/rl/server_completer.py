@@ -2,12 +2,7 @@
 
     sample    POST /generate
     score     POST /generate with no token to generate
-    push      POST /update_weights_from_tensor or /update_weights_from_disk, then
-              GET /get_weight_version: is it what was pushed?
-
-A server counts its weights for itself, and outlives runs. The first push of a run is therefore a
-version of the server's own count, the run's versions are told from there on, and a server that
-nobody has pushed to holds no version of this run at all: its weights may be anything.
+    push      see `rl.server_weights`
 
 Surprise: a version that was not pushed from here, because somebody else pushed meanwhile, still
 gets a number, one that the run does not have; the synchronous loop then refuses its tokens
@@ -15,35 +10,24 @@ gets a number, one that the run does not have; the synchronous loop then refuses
 """
 
 import asyncio
-import base64
-import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
 
-import httpx
 import numpy as np
-import safetensors.torch
 import torch
 from torch import Tensor
 
 from fivefold.errors import MismatchError
-from fivefold.models.convert import released_tensors, write_checkpoint
 from fivefold.models.transformer import Transformer
+from fivefold.rl.retry import Retry
 from fivefold.rl.rollout import Ask
 from fivefold.rl.rollout_config import RolloutConfig
-from fivefold.rl.sample import NOT_SAMPLED
+from fivefold.rl.server_weights import ServerWeights
 from fivefold.serve.request import SamplingParams, TokenLogprob, VersionSpan
 from fivefold.serve.worker import Completion
 from fivefold.text.completer import Completion as ServedCompletion
-from fivefold.text.completer import CompletionParams, EndpointError, OverloadedError
-from fivefold.text.endpoint import Endpoint
+from fivefold.text.completer import CompletionParams
 from fivefold.text.sglang_completer import SGLangCompleter
-
-logger = logging.getLogger(__name__)
-
-_VERSION_PATH = "/get_weight_version"
-T = TypeVar("T")
 
 
 class ServerCompleter:
@@ -55,18 +39,16 @@ class ServerCompleter:
         `directory` takes the checkpoints of pushes by disk; the newest alone is kept.
         """
         assert config.url, "a server has a URL"
-        timeout = config.timeout_seconds
-        self._config, self._model, self._directory = config, model, directory
-        self._completer = SGLangCompleter(config.url, timeout_seconds=timeout)
-        self._endpoint = Endpoint(config.url, timeout_seconds=timeout)
-        self._reader = httpx.AsyncClient(
-            base_url=config.url.rstrip("/"), timeout=httpx.Timeout(timeout), trust_env=False
-        )
+        self._config = config
+        self._retry = Retry(config.retries, config.retry_seconds)
+        self._completer = SGLangCompleter(config.url, timeout_seconds=config.timeout_seconds)
+        self._weights = ServerWeights(config, model, directory, self._retry)
         self._free = asyncio.Semaphore(config.concurrency)
-        self._offset: int | None = None
-        """Server's version less the run's; None: nothing was pushed."""
-        self.retried = 0
+
+    @property
+    def retried(self) -> int:
         """Requests that were sent again."""
+        return self._retry.retried
 
     async def __aenter__(self) -> "ServerCompleter":
         return self
@@ -77,8 +59,7 @@ class ServerCompleter:
     async def close(self) -> None:
         """Close all connections."""
         await self._completer.close()
-        await self._endpoint.close()
-        await self._reader.aclose()
+        await self._weights.close()
 
     async def complete(self, asks: Sequence[Ask]) -> list[Completion]:
         """Answer all requests, in their order.
@@ -97,30 +78,12 @@ class ServerCompleter:
             await asyncio.gather(*tasks, return_exceptions=True)
 
     async def push(self, version: int) -> None:
-        """Give the server the model's present weights; they are this version from here on.
-
-        Raises:
-            RefusedError, OverloadedError, EndpointError: the server does not take them, however
-                often they are sent (`config.retries`).
-            MismatchError: it took them and serves another version than was pushed.
-        """
-        served = await self._retry(self._served_version)
-        target = max(served + 1, 1) if self._offset is None else version + self._offset
-        await self._push(target)
-        found = await self._retry(self._served_version)
-        if found != target:
-            raise MismatchError(
-                expected=f"weight version {target} at `{self._config.url}` after it was pushed",
-                found=f"version {found}",
-                fix="Let one run alone push to a server",
-            )
-        self._offset = target - version
+        """Give the server the model's present weights; see `ServerWeights.push`."""
+        await self._weights.push(version)
 
     async def version(self) -> int:
         """Return the version that is served; `NOT_SAMPLED` before the first push."""
-        if self._offset is None:
-            return NOT_SAMPLED
-        return await self._retry(self._served_version) - self._offset
+        return await self._weights.version()
 
     async def _answer(self, ask: Ask) -> Completion:
         params = ask.params
@@ -137,26 +100,15 @@ class ServerCompleter:
         begin = ask.params.prompt_logprobs_begin or 0
         return Completion([], [], "length", [], 0, list(scores[begin:]), None, 0, 0)
 
-    async def _retry(self, request: Callable[[], Awaitable[T]]) -> T:
-        """Send a request, and again after a fault that may pass."""
-        for attempt in range(self._config.retries):
-            try:
-                return await request()
-            except (EndpointError, OverloadedError) as error:
-                self.retried += 1
-                logger.warning("a request is sent again: %s", error)
-                await asyncio.sleep(self._config.retry_seconds * 2**attempt)
-        return await request()
-
     def _to_loop(
         self, found: ServedCompletion, params: SamplingParams, prompt_tokens: int
     ) -> Completion:
         told = sum(span.end - span.begin for span in found.versions)
-        if told != len(found.ids) or self._offset is None:
+        if told != len(found.ids) or self._weights.offset is None:
             raise MismatchError(
                 expected=f"the weight version of each token from `{self._config.url}`",
                 found=f"that of {told} of {len(found.ids)} tokens"
-                if self._offset is not None
+                if self._weights.offset is not None
                 else "a server that this run has not given its weights",
                 fix="Push weights first, with a number as `weight_version`",
             )
@@ -171,7 +123,7 @@ class ServerCompleter:
             ],
             finish=found.finish,
             versions=[
-                VersionSpan(span.begin, span.end, span.version - self._offset)
+                VersionSpan(span.begin, span.end, span.version - self._weights.offset)
                 for span in found.versions
             ],
             cached_tokens=found.cached_tokens,
@@ -179,51 +131,6 @@ class ServerCompleter:
             routing=_to_routing(found, prompt_tokens),
             drafted=0,
             accepted=0,
-        )
-
-    async def _push(self, target: int) -> None:
-        if self._config.push == "tensor":
-            path = "/update_weights_from_tensor"
-            raw = await asyncio.to_thread(_to_safetensors, self._model)
-            weights = {"serialized_named_tensors": [base64.b64encode(raw).decode()]}
-        else:
-            path = "/update_weights_from_disk"
-            place = (self._directory / "pushed").absolute()
-            write_checkpoint(self._model, place)
-            weights = {"model_path": str(place)}
-        body = {**weights, "weight_version": str(target)}
-        tries = 0
-
-        async def send() -> None:
-            nonlocal tries
-            tries += 1
-            # The server may have taken them, and its answer been lost: it refuses a version twice.
-            if tries > 1 and await self._served_version() == target:
-                return
-            reply = await self._endpoint.post(path, body)
-            is_taken = isinstance(reply, dict) and reply.get("success") is True
-            self._endpoint.require(is_taken, path, f"{reply!r}"[:200])
-
-        await self._retry(send)
-
-    async def _served_version(self) -> int:
-        """Return the server's own number; -1 where it has another name for its weights."""
-        try:
-            reply = await self._reader.get(_VERSION_PATH)
-            found: Any = reply.json() if reply.status_code == 200 else None
-        except (httpx.HTTPError, ValueError) as error:
-            raise self._silent(f"{type(error).__name__}: {error}") from error
-        if not isinstance(found, dict) or "weight_version" not in found:
-            raise self._silent(f"status {reply.status_code}: {reply.text[:100]}")
-        told = str(found["weight_version"])
-        # SGLang calls the weights that it started with `default`.
-        return int(told) if told.isdecimal() else -1
-
-    def _silent(self, found: str) -> EndpointError:
-        return EndpointError(
-            expected=f"the version of the weights from `{self._config.url}{_VERSION_PATH}`",
-            found=found,
-            fix="Check that the server is up, and of the kind of `fivefold serve` or SGLang",
         )
 
 
@@ -250,11 +157,3 @@ def _to_routing(found: ServedCompletion, prompt_tokens: int) -> Tensor | None:
     missing = prompt_tokens + len(found.ids) - len(known)
     padding = np.full((max(missing, 0), *known.shape[1:]), -1, np.int16)
     return torch.from_numpy(np.concatenate([known, padding]))
-
-
-def _to_safetensors(model: Transformer) -> bytes:
-    """Return all weights under their released names."""
-    tensors = {
-        name: tensor.detach().cpu().contiguous().clone() for name, tensor in released_tensors(model)
-    }
-    return safetensors.torch.save(tensors)

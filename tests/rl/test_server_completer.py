@@ -233,8 +233,10 @@ def test_push_and_its_versions_survive_a_fault_that_passes(push: str) -> None:
     async def run() -> tuple[int, int]:
         async with await completer_at("http://scripted", retries=3) as completer:
             wire = httpx.MockTransport(answer)
-            completer._endpoint = Endpoint("http://scripted", transport=wire)
-            completer._reader = httpx.AsyncClient(base_url="http://scripted", transport=wire)
+            completer._weights._endpoint = Endpoint("http://scripted", transport=wire)
+            completer._weights._reader = httpx.AsyncClient(
+                base_url="http://scripted", transport=wire
+            )
             await completer.push(7)
             return await completer.version(), completer.retried
 
