@@ -7,7 +7,7 @@ on one skill, then on another, by which the model loses some of the first, and a
 a model samples and both experts judge it, so that it knows what either of them knew. Skill A
 reverses letters, skill B sorts digits, both with their steps in a thinking block.
 
-Surprise: the first expert's rate is a fifteenth of fine-tuning's. Muon makes every update equally
+Surprise: the first expert's rate is a tenth of fine-tuning's. Muon makes every update equally
 long, however little a batch of rewards knows, and what a skill does not need is soon forgotten: 100
 batches at 2e-3 left 1% of skill B, from which no reward could bring it back.
 """
@@ -49,11 +49,13 @@ def post_training() -> list[Stage]:
             "sft", _sft(), needs={"start": "adapt_dsa", "conversations": "tasks", **_TOKENIZER}
         ),
         RlStage(
-            "rl_a", _rl(SKILL_A, SKILL_B, lr=8e-4, batches=60), needs={"start": "sft", **_TOKENIZER}
+            "rl_a",
+            _rl(SKILL_A, SKILL_B, lr=1.2e-3, batches=40),
+            needs={"start": "sft", **_TOKENIZER},
         ),
         RlStage(
             "rl_b",
-            _rl(SKILL_B, SKILL_A, lr=1.5e-3, batches=60),
+            _rl(SKILL_B, SKILL_A, lr=1.8e-3, batches=50),
             needs={"start": "rl_a", **_TOKENIZER},
         ),
         DistillStage(
@@ -76,8 +78,8 @@ def _heldout(skill: SkillName) -> ProceduralConfig:
 def _tasks() -> TasksConfig:
     return TasksConfig(
         sources={
-            SKILL_A: SolvedConfig(task=_problems(SKILL_A), problems=1_300),
-            SKILL_B: SolvedConfig(task=_problems(SKILL_B), problems=1_800),
+            SKILL_A: SolvedConfig(task=_problems(SKILL_A), problems=5_000),
+            SKILL_B: SolvedConfig(task=_problems(SKILL_B), problems=2_400),
         }
     )
 

@@ -6,7 +6,6 @@ the first one turned round, so that learning it unlearns the first. `benchmarks/
 the same at the size of the recipe.
 """
 
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -66,8 +65,6 @@ TAUGHT = 400
 OPTIMIZER = OptimizerConfig(ns_dtype="float32", weight_decay=0.0)
 GAIN, FORGOTTEN, MARGIN = 0.25, 0.2, 0.05
 """Least gain by RL and least loss by RL on the other skill; most that the student may lack."""
-EXAMINED = 400
-"""Answers behind each rate."""
 
 
 class Bar:
@@ -120,12 +117,12 @@ def chain(skills: Path) -> list[Stage]:
         "record": RecordConfig(dumps_kept=0, checkpoint_batches=100),
     }
 
-    def rl(skill: str, other: str) -> RlConfig:
+    def rl(skill: str, other: str, batches: int) -> RlConfig:
         source = SourceConfig(task=FunctionTaskConfig(target=skill))
         return RlConfig(
             sources=(source,),
             algorithm=icepop(8),
-            batches=25,
+            batches=batches,
             sampling=SamplingConfig(
                 batch_prompts=8, max_new_tokens=4, thinks=False, refill_rounds=0
             ),
@@ -135,13 +132,14 @@ def chain(skills: Path) -> list[Stage]:
 
     distill = DistillConfig(
         sources=(
-            TeacherConfig(task=FunctionTaskConfig(target=up), teacher="teacher_a"),
+            # More of the skill that is to come back.
+            TeacherConfig(task=FunctionTaskConfig(target=up), teacher="teacher_a", weight=1.5),
             TeacherConfig(task=FunctionTaskConfig(target=down), teacher="teacher_b"),
         ),
-        batches=50,
-        sampling=SamplingConfig(batch_prompts=40, max_new_tokens=4, thinks=False),
+        batches=160,
+        sampling=SamplingConfig(batch_prompts=24, max_new_tokens=4, thinks=False),
         evaluation=examined(),
-        **{**common, "update": UpdateConfig(row_tokens=64, lr=6e-3, optimizer=OPTIMIZER)},
+        **{**common, "update": UpdateConfig(row_tokens=64, lr=2e-3, optimizer=OPTIMIZER)},
     )
     solved = {
         name: SolvedConfig(
@@ -170,8 +168,8 @@ def chain(skills: Path) -> list[Stage]:
         Given("given", SamplingConfig()),
         TasksStage("tasks", TasksConfig(sources=solved)),
         SftStage("sft", sft, {"start": "given", "conversations": "tasks", **start}),
-        RlStage("rl_a", rl(up, down), {"start": "sft", **start}),
-        RlStage("rl_b", rl(down, up), {"start": "rl_a", **start}),
+        RlStage("rl_a", rl(up, down, 25), {"start": "sft", **start}),
+        RlStage("rl_b", rl(down, up, 45), {"start": "rl_a", **start}),
         DistillStage(
             "distill",
             distill,
@@ -211,12 +209,6 @@ def run_chain(run: Path, seed: int = 0) -> Story:
     return Story(rates, tokens)
 
 
-def lack(teacher: float, student: float) -> float:
-    """Return how much less the student knows, less two standard errors of that difference."""
-    variance = sum(rate * (1 - rate) / EXAMINED for rate in (teacher, student))
-    return teacher - student - 2 * math.sqrt(variance)
-
-
 def check_story(story: Story) -> None:
     """Both skills are half known, each expert gains its own, and the last model has both."""
     start = story.rates["rl_a"][0]
@@ -230,8 +222,8 @@ def check_story(story: Story) -> None:
     assert rl_a["up"] - start["up"] >= GAIN, "RL on A teaches A"
     assert rl_b["down"] - rl_a["down"] >= GAIN, "RL on B teaches B"
     assert rl_a["up"] - rl_b["up"] >= FORGOTTEN, "RL on B forgets of A"
-    assert lack(rl_a["up"], distill["up"]) <= MARGIN, "distillation recovers A from its teacher"
-    assert lack(rl_b["down"], distill["down"]) <= MARGIN, "distillation keeps B of its teacher"
+    assert rl_a["up"] - distill["up"] <= MARGIN, "distillation recovers A from its teacher"
+    assert rl_b["down"] - distill["down"] <= MARGIN, "distillation keeps B of its teacher"
     assert distill["up"] - rl_b["up"] >= FORGOTTEN, "what comes back had been lost"
     assert ratio > 1, "distillation samples less than RL did"
 
