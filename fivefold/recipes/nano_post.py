@@ -50,12 +50,12 @@ def post_training() -> list[Stage]:
         ),
         RlStage(
             "rl_a",
-            _rl(SKILL_A, SKILL_B, lr=1.2e-3, batches=40),
+            _rl(SKILL_A, SKILL_B, lr=1.2e-3, batches=50),
             needs={"start": "sft", **_TOKENIZER},
         ),
         RlStage(
             "rl_b",
-            _rl(SKILL_B, SKILL_A, lr=1.8e-3, batches=50),
+            _rl(SKILL_B, SKILL_A, lr=1.8e-3, batches=60),
             needs={"start": "rl_a", **_TOKENIZER},
         ),
         DistillStage(
@@ -78,8 +78,8 @@ def _heldout(skill: SkillName) -> ProceduralConfig:
 def _tasks() -> TasksConfig:
     return TasksConfig(
         sources={
-            SKILL_A: SolvedConfig(task=_problems(SKILL_A), problems=5_000),
-            SKILL_B: SolvedConfig(task=_problems(SKILL_B), problems=2_400),
+            SKILL_A: SolvedConfig(task=_problems(SKILL_A), problems=4_000),
+            SKILL_B: SolvedConfig(task=_problems(SKILL_B), problems=2_800),
         }
     )
 
@@ -92,7 +92,9 @@ def _sft() -> SftConfig:
         microbatch_rows=4,
         kind="linear",
         peak_lr=1.2e-2,
-        final_lr=1e-3,
+        # Half of the peak: a model that is cooled down answers the same each time, right or wrong,
+        # and reward finds nothing to choose from.
+        final_lr=6e-3,
         warmup_fraction=0.05,
         mtp_weight=0.1,
         validation_steps=40,
