@@ -39,6 +39,8 @@ RUNS = (
     ("distillation_arms.py", "--seconds", "6"),
     ("muon_dist.py",),
     ("schedules.py",),
+    ("parallel_overhead.py", "--axis", "dp"),
+    ("parallel_overhead.py", "--axis", "pp"),
 )
 
 

@@ -7,7 +7,6 @@ vLLM and SGLang open; `read_checkpoint` opens what they and the model's authors 
 shard.
 """
 
-import json
 import logging
 import re
 from collections.abc import Iterator
@@ -19,10 +18,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from fivefold.artifact import atomic_write, write_json
-from fivefold.errors import CorruptFileError, MismatchError, MissingFileError, StorageError
+from fivefold.errors import CorruptFileError, StorageError
 from fivefold.models.config import ModelConfig, config_to_released, read_config
 from fivefold.models.indexer import Indexer
 from fivefold.models.moe import Router
+from fivefold.models.stored import StoredWeights
 from fivefold.models.transformer import Transformer
 
 logger = logging.getLogger(__name__)
@@ -157,67 +157,18 @@ def read_checkpoint(
         MismatchError: a tensor has another shape or type than the config says, or no place in it.
     """
     config = config or read_config(directory)
-    files = _weight_files(directory)
-    stored = _stored_names(files)
+    stored = StoredWeights(directory)
     if dtype is None:
-        dtype = _head_dtype(stored, directory)
-    mtp = f"model.layers.{config.num_hidden_layers}."
-    if config.num_nextn_predict_layers and not any(name.startswith(mtp) for name in stored):
-        logger.warning("%s holds no MTP layer (transformers saves none): loaded without", directory)
-        config = config.model_copy(update={"num_nextn_predict_layers": 0})
+        dtype = _head_dtype(stored)
+    config = stored.fitted(config)
     with torch.device("meta"):
         model = Transformer(config)
     model.to_empty(device=device)
     model.to(dtype)
     _restore_precision(model)
-    names = {name for name, _ in released_tensors(model)}
-    _check_known(names, stored, config)
-    missing = sorted(names - stored.keys())
-    if missing:
-        raise CorruptFileError(
-            expected=f"every weight of the model in `{directory}`",
-            found=f"{len(missing)} missing, first `{missing[0]}`",
-            fix="Copy the checkpoint again, or check that `config.json` belongs to these weights",
-        )
-    handles = {file: safe_open(file, framework="pt") for file in files}
-    with torch.no_grad():
-        for name, target in released_tensors(model):
-            value = handles[stored[name]].get_tensor(name)
-            if value.dtype.itemsize < 2:
-                raise MismatchError(
-                    expected=f"`{name}` in a 16-bit or wider floating type",
-                    found=f"{value.dtype} in `{stored[name].name}`",
-                    fix="Use the unquantised release of this model",
-                )
-            if value.shape != target.shape:
-                raise MismatchError(
-                    expected=f"`{name}` of shape {tuple(target.shape)} as `config.json` says",
-                    found=f"shape {tuple(value.shape)} in `{stored[name].name}`",
-                    fix="Use the `config.json` that was saved with these weights",
-                )
-            target.copy_(value)
+    stored.check_names({name for name, _ in released_tensors(model)}, config)
+    stored.fill(released_tensors(model))
     return model.eval()
-
-
-def _check_known(names: set[str], stored: dict[str, Path], config: ModelConfig) -> None:
-    """Refuse weights that the model would silently leave out.
-
-    Known and ignored: copies of the embedding and the head that some converters write beside the
-    MTP layer, and the MTP layer itself where the config says that there is none.
-    """
-    mtp = f"model.layers.{config.num_hidden_layers}."
-    ignored = () if config.num_nextn_predict_layers == 0 else ("embed_tokens.", "shared_head.head.")
-    foreign = sorted(
-        name
-        for name in stored
-        if name not in names and not name.startswith(tuple(mtp + part for part in ignored or ("",)))
-    )
-    if foreign:
-        raise MismatchError(
-            expected="weights that all have a place in the model of `config.json`",
-            found=f"{len(foreign)} without one, `{foreign[0]}` first",
-            fix="Use the unquantised release, with the `config.json` that was saved with it",
-        )
 
 
 def _restore_precision(model: Transformer) -> None:
@@ -231,52 +182,12 @@ def _restore_precision(model: Transformer) -> None:
             module.weights_proj.to(torch.promote_types(module.wk.weight.dtype, torch.float32))
 
 
-def _weight_files(directory: Path) -> list[Path]:
-    index = directory / _INDEX
-    if index.is_file():
-        try:
-            weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-            names = sorted(set(weight_map.values()))
-        except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
-            raise CorruptFileError(
-                expected=f"a weight map in `{index}`",
-                found=str(error),
-                fix="Copy the checkpoint again",
-            ) from error
-        files = [directory / name for name in names]
-    else:
-        files = sorted(directory.glob("*.safetensors"))
-    absent = [file.name for file in files if not file.is_file()]
-    if absent or not files:
-        raise MissingFileError(
-            expected=f"`model*.safetensors` in `{directory}`",
-            found=f"{', '.join(absent[:3])} missing" if absent else "no weight file",
-            fix="Give a complete checkpoint directory, for example `runs/nano/pretrain/checkpoint`",
-        )
-    return files
-
-
-def _stored_names(files: list[Path]) -> dict[str, Path]:
-    stored: dict[str, Path] = {}
-    for file in files:
-        try:
-            with safe_open(file, framework="pt") as handle:
-                stored.update(dict.fromkeys(handle.keys(), file))
-        except SafetensorError as error:
-            raise CorruptFileError(
-                expected=f"a whole safetensors file at `{file}`",
-                found=str(error),
-                fix="Copy the checkpoint again; the file is truncated or of another kind",
-            ) from error
-    return stored
-
-
-def _head_dtype(stored: dict[str, Path], directory: Path) -> torch.dtype:
-    if "lm_head.weight" not in stored:
+def _head_dtype(stored: StoredWeights) -> torch.dtype:
+    if "lm_head.weight" not in stored.file_of:
         raise CorruptFileError(
-            expected=f"`lm_head.weight` in `{directory}`",
+            expected=f"`lm_head.weight` in `{stored.directory}`",
             found="weights without an output head",
             fix="Give the checkpoint of a language model of the GLM or DeepSeek families",
         )
-    with safe_open(stored["lm_head.weight"], framework="pt") as handle:
+    with safe_open(stored.file_of["lm_head.weight"], framework="pt") as handle:
         return handle.get_slice("lm_head.weight")[:1].dtype

@@ -5,7 +5,7 @@ and compilation are applied from outside. `forward` returns normalised hidden st
 the losses project them in chunks and the samplers project only the last.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -21,8 +21,12 @@ from fivefold.models.mla import LatentAttention
 from fivefold.models.moe import MoE, Routing
 from fivefold.models.mtp import MtpLayer
 from fivefold.models.surroundings import IndexerMode, Surroundings, make_surroundings
+from fivefold.ops.chunked_cross_entropy import chunked_loss_and_logprobs
 from fivefold.ops.index_loss import IndexLoss
 from fivefold.ops.rotary import inverse_frequencies, rotary_angles
+
+HeadLoss = Callable[..., tuple[Tensor, Tensor]]
+"""`chunked_loss_and_logprobs`, or what does the same from some rows of the head."""
 
 
 class Output(NamedTuple):
@@ -129,6 +133,7 @@ class Transformer(nn.Module):
         self.layers = nn.ModuleList(Block(config, i) for i in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.lm_head = Linear(config.hidden_size, config.vocab_size)
+        self.head_loss: HeadLoss = chunked_loss_and_logprobs
         self.mtp = None
         if config.num_nextn_predict_layers:
             self.mtp = MtpLayer(config, Block(config, config.num_hidden_layers))

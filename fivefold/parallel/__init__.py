@@ -4,8 +4,9 @@ Reading order: `config` (axes, ZeRO stage; torch-free), `mesh` (processes and th
 `ledger`, `collectives` (every call is recorded), `row_shard` (which rows of a parameter a rank
 holds, flat buckets), `zero` (what optimizer and step know of sharding, and stages 0 to 2), `fsdp`
 (stage 3), `muon` (owners of matrices), `saver` (states that any mesh can load), `failure` (first
-cause), `launch` (torchrun), `pipeline` (stages on torch's runtime), `context` (ranks share the
-tokens of rows). How it meets a training is in `train.data_parallel`.
+cause), `launch` (torchrun), `host_link`, `offload_ledger`, `offload` (what blocks save waits on the
+host), `pipeline` (stages on torch's runtime), `context` (ranks share the tokens of rows). How it
+meets a training is in `train.data_parallel`.
 
 A model in parts is read as `sequence` (whole or own tokens), `vocabulary`, `tensor_attention`,
 `expert_exchange`, `expert` (the dispatcher), `tensor` (`SplitModel` puts them around a model) and

@@ -19,8 +19,8 @@ AXES = ("pp", "dp", "fsdp", "cp", "tp")
 """The axes that span the processes, outer to inner."""
 DATA_AXES = ("dp", "fsdp")
 """The axes whose ranks see different rows."""
-TRAINED_AXES = ("pp", *DATA_AXES)
-"""The axes over which `fivefold run` spreads a training."""
+_APART = (("pp", ("tp", "cp", "ep")), ("fsdp", ("tp", "cp", "ep")), ("cp", ("tp",)))
+"""Axes over which `fivefold run` spreads no training together."""
 
 
 class ParallelConfig(Config):
@@ -49,6 +49,13 @@ class ParallelConfig(Config):
     """Pipeline stage of the MTP layer, the one before the head's or the head's; None: by work."""
     deferred_bytes: int | None = pydantic.Field(default=None, gt=0)
     """Most bytes a pipeline stage keeps for weight gradients that are put off; None: no limit."""
+    cp_order: Literal["balanced", "zigzag", "contiguous"] = "balanced"
+    """How tokens are dealt along `cp`: by the work of each, first with last, or one run a row."""
+    cp_form: Literal["latents", "heads"] = "latents"
+    """What travels along `cp` for attention beside the latents: nothing, or queries and outputs."""
+    ranks_per_node: int | None = pydantic.Field(default=None, gt=0)
+    """Neighbours that share a node, for exchanges along `ep`, and of heads along `cp`, within nodes
+    first; None: in one level."""
     zero: Literal[0, 1, 2, 3] | None = None
     """What data ranks shard: nothing (0), optimizer state (1), gradients too (2), weights too (3);
     None: 3 where `fsdp` is above 1, else 1."""
@@ -94,11 +101,11 @@ class ParallelConfig(Config):
                 found=f"`zero={self.zero}`",
                 fix="Leave `zero` out, or spread the ranks over `dp` instead of `fsdp`",
             )
-        if self.pp > 1 and self.zero_stage > 1:
+        if self.pp > 1 and self.zero_stage > 2:
             raise ConfigError(
-                expected="`zero` 0 or 1 and no `fsdp` with `pp` above 1",
+                expected="`zero` 0 to 2 and no `fsdp` with `pp` above 1",
                 found=f"`zero={self.zero_stage}`",
-                fix=f"Set `zero=1`, and `dp={self.data}` in the place of `fsdp`",
+                fix=f"Set `zero=2`, and `dp={self.data}` in the place of `fsdp`",
             )
         if self.schedule not in NAMES:
             raise ConfigError(
@@ -115,20 +122,26 @@ class ParallelConfig(Config):
         return self
 
     def check_trained(self) -> None:
-        """Refuse axes over which no training is spread.
+        """Refuse axes over which no training is spread together.
 
         Raises:
-            ConfigError: there is one.
+            ConfigError: there are such.
         """
         sizes = {**self.axis_sizes, "ep": self.ep}
-        others = [f"{name}={size}" for name, size in sizes.items() if size > 1]
-        others = [name for name in others if name.partition("=")[0] not in TRAINED_AXES]
-        if others:
+        used = {name: f"`{name}={size}`" for name, size in sizes.items() if size > 1}
+        for name, others in _APART:
+            clashing = [used[other] for other in others if other in used]
+            if name in used and clashing:
+                raise ConfigError(
+                    expected=f"a mesh without {', '.join(clashing)} beside `{name}` for a recipe",
+                    found=", ".join(used.values()),
+                    fix=f"Spread the ranks of `{name}` or of the others over `parallel.dp`",
+                )
+        if self.zero_stage != 1 and used.keys() & {"tp", "ep"}:
             raise ConfigError(
-                expected=f"a mesh of {' and '.join(TRAINED_AXES)} for a recipe",
-                found=f"`{', '.join(others)}`",
-                fix=f"Use `parallel.dp={self.size}`, or `parallel.fsdp={self.size}` for a model "
-                "that does not fit one device",
+                expected="`zero=1` with `tp` or `ep`",
+                found=f"`zero={self.zero_stage}`",
+                fix="Leave `zero` out",
             )
 
     def check_world(self, processes: int) -> None:

@@ -21,7 +21,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from fivefold.models.moe import Dispatcher
-from fivefold.ops.experts import run_experts
+from fivefold.ops.experts import gather_sum, run_experts
 from fivefold.parallel.expert_exchange import Flat, TwoLevels, deliver, exchange_counts
 
 
@@ -90,13 +90,6 @@ def _arrange(weight_TA: Tensor, place_TA: Tensor) -> Tensor:
     return weight_TA.flatten()[order, None]
 
 
-def _sum_pairs(y_PD: Tensor, place_TA: Tensor) -> Tensor:
-    """Sum each token's pairs in the order of `place_TA`; returns (T, D)."""
-    if y_PD.dtype == torch.float32:
-        return F.embedding_bag(place_TA, y_PD, mode="sum") if len(y_PD) else y_PD
-    return y_PD[place_TA.flatten()].view(*place_TA.shape, y_PD.shape[-1]).sum(1)
-
-
 class _Spread(torch.autograd.Function):
     """Copy each token to its pairs; the gradient adds up in the order of the token's experts."""
 
@@ -111,7 +104,7 @@ class _Spread(torch.autograd.Function):
         ctx: Any, *grads: Tensor
     ) -> tuple[Tensor | None, ...]:
         (place_TA,) = ctx.saved_tensors
-        return _sum_pairs(grads[0], place_TA), None, None
+        return gather_sum(grads[0], place_TA), None, None
 
 
 class _Combine(torch.autograd.Function):
@@ -120,7 +113,7 @@ class _Combine(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, y_PD: Tensor, token_P: Tensor, place_TA: Tensor) -> Tensor:
         ctx.save_for_backward(token_P)
-        return _sum_pairs(y_PD, place_TA)
+        return gather_sum(y_PD, place_TA)
 
     @staticmethod
     @once_differentiable

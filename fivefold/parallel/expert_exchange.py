@@ -11,11 +11,9 @@ another order, or a rank that has come to another layer, ends the step instead o
 """
 
 from collections.abc import Callable, Sequence
-from datetime import timedelta
 from typing import Any, NamedTuple
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -86,24 +84,11 @@ def delivery(mesh: Mesh, ranks_per_node: int | None = None) -> Flat | TwoLevels:
             found=f"{group.size / ranks_per_node:.2f} nodes",
             fix="Choose a multiple or a divisor of the ranks of a node",
         )
-    node = across = group
-    for ranks in rank_table(mesh.config, "ep"):
-        table = torch.tensor(ranks).view(-1, ranks_per_node)
-        made_node = _make_groups(mesh, "ep-node", table.tolist())
-        made_across = _make_groups(mesh, "ep-across", table.T.tolist())
-        node, across = made_node or node, made_across or across
+    # [group, node of the group, place in the node].
+    table = torch.tensor(rank_table(mesh.config, "ep")).unflatten(1, (-1, ranks_per_node))
+    node = mesh.make_group("ep-node", table.flatten(0, 1).tolist())
+    across = mesh.make_group("ep-across", table.transpose(1, 2).flatten(0, 1).tolist())
     return TwoLevels(group, node, across)
-
-
-def _make_groups(mesh: Mesh, name: str, table: list[list[int]]) -> Group | None:
-    """Make groups of these ranks; return the one that this rank is in."""
-    mine = None
-    for ranks in table:
-        made = dist.new_group(ranks, timeout=timedelta(seconds=mesh.config.timeout_seconds))
-        if mesh.rank in ranks:
-            assert isinstance(made, dist.ProcessGroup)
-            mine = Group(name, tuple(ranks), ranks.index(mesh.rank), made, mesh.ledger)
-    return mine
 
 
 class Counts(NamedTuple):

@@ -19,8 +19,9 @@ from fivefold.parallel.mesh import Mesh
 
 logger = logging.getLogger(__name__)
 
-_NOTE_SECONDS = 3.0
-"""How long a rank that lost contact waits for the notes of the others."""
+_NOTE_SECONDS = 10.0
+"""How long a rank that lost contact waits for the notes of the others, which may be slow; torchrun
+kills what is left after 30 s."""
 _LOST_CONTACT = ("Connection closed by peer", "Timed out", "timed out", "Connection reset", "gloo")
 """What torch's errors say when the fault is another rank's."""
 

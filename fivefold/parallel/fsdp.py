@@ -17,8 +17,9 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
 from fivefold.errors import ConfigError
-from fivefold.models.transformer import Block, Transformer
+from fivefold.models.transformer import Transformer
 from fivefold.parallel.mesh import Mesh
+from fivefold.parallel.offload import Layers, blocks_by_layer, named_layers
 from fivefold.parallel.row_shard import RowShard
 from fivefold.parallel.zero import as_global
 
@@ -29,12 +30,12 @@ class FullyShardedModel:
     takes_uneven_rows = False
 
     def __init__(
-        self, model: Transformer, mesh: Mesh, dtype: torch.dtype, *, recompute: bool = False
+        self, model: Transformer, mesh: Mesh, dtype: torch.dtype, *, recompute: Layers = False
     ) -> None:
         """Shard a copy of `model` over the mesh's `fsdp` axis and empty `model`.
 
         Raises:
-            ConfigError: another compute dtype than the weights'.
+            ConfigError: another compute dtype than the weights', or a layer that does not exist.
         """
         if dtype != model.lm_head.weight.dtype:
             raise ConfigError(
@@ -44,7 +45,7 @@ class FullyShardedModel:
             )
         self._shell = model
         self._mesh = mesh
-        self.data_group = mesh.data
+        self.data_group = self.everyone = mesh.data
         self.shard_group = mesh.group("fsdp")
         self.model = copy.deepcopy(model)
         axes = ("dp", "fsdp") if mesh.config.dp > 1 else ("fsdp",)
@@ -56,9 +57,10 @@ class FullyShardedModel:
             sharded = fully_shard(unit, mesh=devices)
             sharded.set_gradient_divide_factor(1.0)
             sharded.set_force_sum_reduction_for_comms(True)
-        for module in self.model.modules():
-            if isinstance(module, Block):
-                module.recompute = recompute
+        blocks = blocks_by_layer(self.model)
+        again = named_layers(recompute, blocks)
+        for layer, block in blocks.items():
+            block.recompute = layer in again
         trained = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
         self._weights = {name: _sharded(parameter) for name, parameter in trained.items()}
         self._parameters = trained

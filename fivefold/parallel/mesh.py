@@ -6,6 +6,7 @@ program that is the same on every rank does by itself. A group of one rank has n
 behind it and its collectives do nothing, so that one process runs the same code.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
@@ -106,13 +107,29 @@ class Mesh:
     def group(self, *axes: str) -> Group:
         """Return this rank's group along `axes` together (see `config.rank_table`)."""
         if axes not in self._groups:
-            self._groups[axes] = self._make_group(axes)
+            self._groups[axes] = self.make_group("+".join(axes), rank_table(self.config, *axes))
         return self._groups[axes]
+
+    def make_group(self, name: str, table: Sequence[Sequence[int]]) -> Group:
+        """Make the groups of `table`, each rank in exactly one; return this rank's."""
+        mine, handle = (self.rank,), None
+        for ranks in table:
+            limit = timedelta(seconds=self.config.timeout_seconds)
+            made = dist.new_group(list(ranks), timeout=limit) if len(ranks) > 1 else None
+            if self.rank in ranks:
+                mine, handle = tuple(ranks), made
+        assert handle is None or isinstance(handle, dist.ProcessGroup)
+        return Group(name, mine, mine.index(self.rank), handle, self.ledger)
 
     @property
     def data(self) -> Group:
         """The ranks that see different rows and otherwise do the same."""
         return self.group(*DATA_AXES)
+
+    @property
+    def everyone(self) -> Group:
+        """The ranks that see different rows or different tokens of them."""
+        return self.data if self.config.cp == 1 else self.group(*DATA_AXES, "cp")
 
     def device_mesh(self, *axes: str) -> DeviceMesh:
         """Return torch's mesh over these single axes, for DTensor and FSDP2.
@@ -146,16 +163,6 @@ class Mesh:
         """Wait until every rank is here."""
         if self.control is not None:
             dist.barrier(group=self.control)
-
-    def _make_group(self, axes: tuple[str, ...]) -> Group:
-        mine, handle = (self.rank,), None
-        for ranks in rank_table(self.config, *axes):
-            limit = timedelta(seconds=self.config.timeout_seconds)
-            made = dist.new_group(list(ranks), timeout=limit) if len(ranks) > 1 else None
-            if self.rank in ranks:
-                mine, handle = ranks, made
-        assert handle is None or isinstance(handle, dist.ProcessGroup)
-        return Group("+".join(axes), mine, mine.index(self.rank), handle, self.ledger)
 
     def _make_device_mesh(self, axes: tuple[str, ...]) -> DeviceMesh:
         groups = [self.group(axis) for axis in axes]

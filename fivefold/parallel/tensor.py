@@ -104,12 +104,8 @@ def check_divides(model: ModelConfig, config: ParallelConfig) -> None:
 class SplitModel:
     """A copy of a model cut over the `tp` and `ep` axes of a mesh."""
 
-    def __init__(
-        self, model: Transformer, mesh: Mesh, *, ranks_per_node: int | None = None
-    ) -> None:
+    def __init__(self, model: Transformer, mesh: Mesh) -> None:
         """Cut a copy of `model`; `release` empties `model` itself, all but its buffers.
-
-        `ranks_per_node` asks for exchanges of tokens in two levels, within nodes and across.
 
         Raises:
             ConfigError: ranks that cannot share the model evenly.
@@ -125,16 +121,18 @@ class SplitModel:
             cut = self.cuts[name]
             if cut is not None:
                 parameter.data = cut.of(parameter.data).clone()
-        # The plain model is what a stage changes its rotary base of.
-        self.model.register_forward_pre_hook(lambda m, _: _take_speeds(m, model))
         self.model.register_state_dict_post_hook(_presenting_whole(self.cuts, self.shapes, mesh))
         if self.axis.size > 1:
             _share_tensors(self.model, self.axis, self.cuts)
         if mesh.config.ep > 1:
-            way = delivery(mesh, ranks_per_node)
+            way = delivery(mesh, mesh.config.ranks_per_node)
             moes = [module for module in self.model.modules() if isinstance(module, MoE)]
             for layer, moe in enumerate(moes):
                 moe.dispatch = dispatcher(way, model.config.n_routed_experts, layer)
+
+    def follow(self) -> None:
+        """Take over what a phase changed in the plain model: its rotary speeds."""
+        self.model.speeds_R = self.shell.speeds_R
 
     def cuts_of_rank(self, rank: int) -> dict[str, Cut | None]:
         """Return what a rank of the world holds of every parameter."""
@@ -183,11 +181,6 @@ def _presenting_whole(
     return present
 
 
-def _take_speeds(model: nn.Module, plain: Transformer) -> None:
-    assert isinstance(model, Transformer), "the hook is a model's"
-    model.speeds_R.copy_(plain.speeds_R)
-
-
 def _share_tensors(model: Transformer, axis: TensorAxis, cuts: Mapping[str, Cut | None]) -> None:
     """Make the modules of a cut model exchange what their parts need."""
 
@@ -217,7 +210,7 @@ def _share_tensors(model: Transformer, axis: TensorAxis, cuts: Mapping[str, Cut 
     model.embed_tokens.__class__ = VocabularyEmbedding
     assert isinstance(model.embed_tokens, VocabularyEmbedding)
     model.embed_tokens.axis, model.embed_tokens.begin = axis, embedding.begin
-    model.head_loss = _HeadLoss(axis, head.begin)  # pyright: ignore[reportArgumentType]
+    model.head_loss = _HeadLoss(axis, head.begin)
 
 
 @dataclass(frozen=True)

@@ -54,7 +54,7 @@ class SplitRows:
         mesh = split.mesh
         self._mesh = mesh
         self.shard_group: Group = mesh.group(*INNER_AXES)
-        self.data_group: Group = mesh.data
+        self.data_group, self.everyone = mesh.data, mesh.everyone
         config = mesh.config
         self.takes_uneven_rows = config.ep <= config.cp * config.tp
         named = split.model.named_parameters()

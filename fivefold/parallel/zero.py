@@ -1,6 +1,7 @@
 """Data parallelism with ZeRO stages 0 to 2: gradients summed over ranks, state held by rows.
 
-Stage 0 sums gradients over the data ranks and every rank updates everything. From stage 1 on a rank
+Ranks see different rows, or along `cp` different tokens of the same rows; here both are the same.
+Stage 0 sums gradients over them and every rank updates everything. From stage 1 on a rank
 gets the summed gradients of its rows alone, has optimizer state for these, updates them and sends
 them back. Stage 2 sends the gradients of each microbatch as soon as the backward has made a bucket
 of them, so that whole gradients never exist. Sources: Rajbhandari et al. 2020 (ZeRO), figure 1.
@@ -47,8 +48,13 @@ class Sharding(Protocol):
         ...
 
     @property
+    def everyone(self) -> Group:
+        """The ranks that see different rows, tokens or layers: metrics and counts add up."""
+        ...
+
+    @property
     def takes_uneven_rows(self) -> bool:
-        """May a rank have fewer microbatches than another?"""
+        """May a rank run fewer microbatches than another?"""
         ...
 
     @property
@@ -61,7 +67,7 @@ class Sharding(Protocol):
         ...
 
     def finish(self) -> None:
-        """Put the gradients of the step, summed over the data ranks, on `rows`."""
+        """Put the gradients of the step, summed over all ranks that made some, on `rows`."""
         ...
 
     def restore(self) -> None:
@@ -92,8 +98,8 @@ class Zero:
         """
         config = mesh.config
         self.stage = config.zero_stage
-        self.data_group = mesh.data
-        self.shard_group = single(mesh.ledger) if self.stage == 0 else self.data_group
+        self.data_group, self.everyone = mesh.data, mesh.everyone
+        self.shard_group = single(mesh.ledger) if self.stage == 0 else self.everyone
         self._weights = {name: value for name, value in weights.items() if value.requires_grad}
         self.shapes = {name: tuple(value.shape) for name, value in self._weights.items()}
         self._mesh = mesh
@@ -117,7 +123,7 @@ class Zero:
         self._pending: list[tuple[int, Tensor, Tensor, dist.Work | None]] = []
         self._place = {n: i for i, bucket in enumerate(self.buckets) for n in bucket.shards}
         self._hooks: list[RemovableHandle] = []
-        if self.stage == 2 and self.data_group.size > 1:
+        if self.stage == 2 and self.everyone.size > 1:
             self._hooks = [
                 computed[name].register_post_accumulate_grad_hook(self._hook(name))
                 for name in self._weights
@@ -125,7 +131,7 @@ class Zero:
 
     def collect(self) -> None:
         """Send what the backward left of its buckets (stage 2); nothing at other stages."""
-        if self.stage < 2 or self.data_group.size == 1:
+        if self.stage < 2 or self.everyone.size == 1:
             return
         while self._next < len(self.buckets):
             self._launch()
@@ -134,15 +140,15 @@ class Zero:
         self._next = 0
 
     def finish(self) -> None:
-        """Put the gradients of the step, summed over the data ranks, on `rows`."""
-        if self.data_group.size == 1:
+        """Put the gradients of the step, summed over the ranks, on `rows`."""
+        if self.everyone.size == 1:
             return
         if self.stage < 2:
             self._seen = {n for n, weight in self._weights.items() if weight.grad is not None}
         names = list(self._weights)
         device = self._mesh.world.device
         flags = same_everywhere([name in self._seen for name in names], device)
-        anywhere = all_reduce(flags, self.data_group, "max").tolist()
+        anywhere = all_reduce(flags, self.everyone, "max").tolist()
         seen = {name for name, flag in zip(names, anywhere, strict=True) if flag}
         for index, bucket in enumerate(self.buckets):
             if self.stage < 2:
@@ -187,7 +193,7 @@ class Zero:
         return nn.Parameter(weight.data[self._shards[name].rows])
 
     def _reduce_whole(self, index: int) -> None:
-        """Sum one bucket of whole gradients over the data ranks, and drop them."""
+        """Sum one bucket of whole gradients over the ranks, and drop them."""
         bucket = self.buckets[index]
         whole = bucket.empty_whole()
         self._count_bytes(bucket.whole_bytes)
@@ -195,7 +201,7 @@ class Zero:
             bucket.pack(whole, name, self._weights[name].grad)
             self._weights[name].grad = None
         if self.shard_group.size == 1:
-            self._sums[index] = all_reduce(whole, self.data_group)[0]
+            self._sums[index] = all_reduce(whole, self.everyone)[0]
             return
         run = bucket.empty_run()
         work = reduce_scatter(run, whole, self.shard_group)

@@ -6,7 +6,9 @@ Reading order. A model: `parameters`, `flops`, `memory` (with `config` for forma
 `zero_bubble`, `list_schedule` with `automatic` and `v_shape` on top, `make_schedule` (by name),
 `schedule_table`, `timeline` (SVG). A cluster: `hardware`, `layout`, `sharding`, `communication`,
 `piece` and `chain` (the model cut into links with times), `stage_split`, `rank_load`, `evaluate`,
-`search`, `layout_table`. `published` holds the figures of others that all of it is checked
-against, `dense_gpt` the closed forms behind some of them. May import `models.config`,
+`search`, `layout_table`. Activations that leave the device: `block_order` (when copies go),
+`activation_choice` (the knapsack), `mixed` (a layout whose ranks choose layer by layer).
+`published` holds the figures of others that all of it is checked against, `dense_gpt` the closed
+forms behind some of them. May import `models.config`,
 `models.preset` and the foundation; never torch.
 """

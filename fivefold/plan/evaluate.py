@@ -9,6 +9,7 @@ than the busiest rank works in it.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from fivefold.plan.activation_choice import ActivationChoice
 from fivefold.plan.communication import edge_seconds
 from fivefold.plan.layout import Layout
 from fivefold.plan.make_schedule import make_schedule
@@ -42,6 +43,13 @@ class LayoutPlan:
     optimizer_seconds: float
     mfu: float
     tokens_a_second: float
+    choices: tuple[ActivationChoice, ...] = ()
+    """What becomes of the layers of each pipeline rank, in a mixed layout."""
+
+    @property
+    def host_bytes(self) -> float:
+        """Bytes in host memory of the rank that moves most."""
+        return max((choice.host_bytes for choice in self.choices), default=0.0)
 
     @property
     def step_seconds(self) -> float:

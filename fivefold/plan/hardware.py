@@ -1,7 +1,8 @@
 """Accelerators on paper: peaks, memories and links, and how much of them is assumed to be reached.
 
 Peaks are dense bf16 rates and one-directional bandwidths a GPU, from the vendor's data sheets
-(SXM modules in eight-GPU servers, one network port a GPU). Efficiencies are assumptions, the same
+(SXM modules in eight-GPU servers, one network port a GPU; to the host 16 lanes of PCIe, generation
+4 for the A100, else 5). Efficiencies are assumptions, the same
 for every model and layout, and are printed with every result: measure your own and override them.
 """
 
@@ -33,6 +34,12 @@ class Hardware(Config):
 
     network_bandwidth: float = pydantic.Field(gt=0)
     """Bytes a second from one GPU to other nodes."""
+
+    host_bandwidth: float = pydantic.Field(gt=0)
+    """Bytes a second between one GPU and its host, each way."""
+
+    host_bytes: float = pydantic.Field(default=2e12 / 8, gt=0)
+    """Bytes of host memory a GPU: DGX servers have 2 TB for eight."""
 
     reserved_bytes: float = pydantic.Field(default=6 * _GIB, ge=0)
     """Bytes that no tensor gets: driver, communicators, fragmentation."""
@@ -79,6 +86,7 @@ _TABLE = (
         memory_bytes=80 * _GIB,
         node_bandwidth=300e9,
         network_bandwidth=25e9,
+        host_bandwidth=31.5e9,
     ),
     Hardware(
         name="h800",
@@ -86,6 +94,7 @@ _TABLE = (
         memory_bytes=80 * _GIB,
         node_bandwidth=200e9,
         network_bandwidth=50e9,
+        host_bandwidth=63e9,
     ),
     Hardware(
         name="h100",
@@ -93,6 +102,7 @@ _TABLE = (
         memory_bytes=80 * _GIB,
         node_bandwidth=450e9,
         network_bandwidth=50e9,
+        host_bandwidth=63e9,
     ),
     Hardware(
         name="h200",
@@ -100,6 +110,7 @@ _TABLE = (
         memory_bytes=141e9,
         node_bandwidth=450e9,
         network_bandwidth=50e9,
+        host_bandwidth=63e9,
     ),
     Hardware(
         name="b200",
@@ -107,6 +118,7 @@ _TABLE = (
         memory_bytes=180e9,
         node_bandwidth=900e9,
         network_bandwidth=50e9,
+        host_bandwidth=63e9,
     ),
 )
 HARDWARE: dict[str, Hardware] = {hardware.name: hardware for hardware in _TABLE}

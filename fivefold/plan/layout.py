@@ -47,6 +47,9 @@ class Layout(Config):
     recompute: Recompute = "none"
     """Which activations the backward pass computes again."""
 
+    is_mixed: bool = False
+    """Is each layer kept, computed again or moved to the host, as its rank's memory asks?"""
+
     sharding: Sharding = "optimizer"
     """What data ranks share."""
 
@@ -59,6 +62,11 @@ class Layout(Config):
     def axes(self) -> tuple[int, ...]:
         """Sizes of pipeline, data, context, tensor and expert."""
         return self.pipeline, self.data, self.context, self.tensor, self.expert
+
+    @property
+    def has_fused_backward(self) -> bool:
+        """Do gradients of inputs and of weights come at once?"""
+        return self.schedule in ("1f1b", "interleaved")
 
     @property
     def dense_shards(self) -> int:
@@ -88,8 +96,13 @@ class Layout(Config):
             self.chunks,
         )
         _check(
-            self.recompute == "none" or self.schedule in ("1f1b", "interleaved"),
+            self.recompute == "none" or self.has_fused_backward,
             "no recomputation with a split backward, which keeps inputs for the weight gradients",
+            f"{self.schedule} with `recompute={self.recompute}`",
+        )
+        _check(
+            not self.is_mixed or (self.recompute == "none" and self.has_fused_backward),
+            "`is_mixed` alone and with a fused backward: a split one keeps what has come back",
             f"{self.schedule} with `recompute={self.recompute}`",
         )
         return self

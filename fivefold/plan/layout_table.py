@@ -8,10 +8,12 @@ from rich.text import Text
 from fivefold.plan.config import TrainingRun
 from fivefold.plan.evaluate import LayoutPlan
 from fivefold.plan.hardware import Hardware
+from fivefold.plan.mixed import busiest_choice
 from fivefold.plan.table import make_table, with_title
 from fivefold.plan.unit import format_bytes, format_count, format_duration, format_share
 
 _GIB = 1024**3
+_AGAIN = {"none": "-", "feed_forward": "ffn", "full": "all"}
 
 
 def render_layouts(
@@ -31,7 +33,7 @@ def render_layouts(
         table.add_row(
             _axes(plan),
             _schedule(plan),
-            {"none": "-", "feed_forward": "ffn", "full": "all"}[plan.layout.recompute],
+            "mixed" if plan.choices else _AGAIN[plan.layout.recompute],
             plan.layout.sharding,
             f"{plan.memory_bytes / _GIB:.1f}",
             format_share(plan.bubble_rate),
@@ -39,8 +41,31 @@ def render_layouts(
             format_share(plan.mfu),
             f"{days:,.1f}",
         )
-    parts = (with_title(title, table), _best(plans[0]), Text(_assumptions(hardware), style="dim"))
-    return Group(parts[0], Text(), parts[1], Text(), parts[2])
+    parts: list[RenderableType] = [with_title(title, table), _best(plans[0])]
+    if any(plan.choices for plan in plans):
+        parts.append(_mixed(plans, hardware))
+    parts.append(Text(_assumptions(hardware), style="dim"))
+    return Group(*[item for part in parts for item in (part, Text())][:-1])
+
+
+def _mixed(plans: Sequence[LayoutPlan], hardware: Hardware) -> RenderableType:
+    """Say what becomes of the layers of each mixed layout, on the rank that spends most on them."""
+    table = make_table("mixed layout", "GiB", "on host", "added", "layers", notes=True)
+    for plan in plans:
+        if plan.choices:
+            choice = busiest_choice(plan)
+            table.add_row(
+                _axes(plan),
+                f"{plan.activation_bytes / _GIB:.1f}",
+                f"{plan.host_bytes / _GIB:.1f}",
+                f"{plan.microbatches * choice.seconds:.1f} s",
+                choice.summary(),
+            )
+    return with_title(
+        "Activations after, time added to a step, layers of the rank that adds most; "
+        f"host at {hardware.host_bandwidth / 1e9:.0f} GB/s",
+        table,
+    )
 
 
 def _axes(plan: LayoutPlan) -> str:

@@ -1,20 +1,24 @@
 """Search over layouts: which way of spreading a run over GPUs fits, and which of them is fastest.
 
 Every combination of axes and schedule is estimated in closed form with the lightest recomputation
-and sharding that fit its memory; the best of them are simulated. Rates are assumptions
+and sharding that fit its memory; the best of them are simulated. Where layers would be computed
+again, or nothing fits, the alternative is a choice for each layer (`mixed`). Rates are assumptions
 (`Hardware`), so the ranking means more than the days.
 """
 
+import contextlib
 import itertools
 from collections.abc import Iterator
 
 from fivefold.errors import ConfigError
 from fivefold.models.config import ModelConfig
+from fivefold.plan.activation_choice import ActivationBoundError
 from fivefold.plan.chain import model_pieces
 from fivefold.plan.config import Precision, Recompute, TrainingRun
 from fivefold.plan.evaluate import LayoutPlan, estimate_layout, simulate_layout
 from fivefold.plan.hardware import Hardware
 from fivefold.plan.layout import Layout, Sharding
+from fivefold.plan.mixed import plan_mixed
 from fivefold.plan.piece import Piece, merge_pieces
 from fivefold.plan.rank_load import Problem
 from fivefold.plan.stage_split import split_evenly
@@ -24,6 +28,9 @@ GLM5_PRETRAINING = TrainingRun(total_tokens=28_500_000_000_000, batch_tokens=64 
 
 _SIMULATED = 12
 """Fitting layouts that are simulated, best estimates first."""
+
+_MIXED = 24
+"""Layouts whose layers are treated one by one, best estimates first."""
 
 _MOST_CHUNKS = 6
 """Most stages a rank that interleaving is tried with."""
@@ -51,13 +58,10 @@ def search_layouts(
     _check_run(run)
     problem = Problem(config, run, hardware, precision or Precision())
     search = _Search(problem)
-    estimates = [plan for axes in _axes(problem, gpus) if (plan := search.cheapest(axes))]
+    estimates = [search.cheapest(axes) for axes in _axes(problem, gpus)]
     estimates.sort(key=lambda plan: plan.step_seconds)
-    simulated = (
-        simulate_layout(problem, plan.layout, search.stages(plan.layout)) for plan in estimates
-    )
     fastest: dict[tuple[int, ...], LayoutPlan] = {}
-    for plan in itertools.islice(filter(search.fits, simulated), _SIMULATED):
+    for plan in itertools.islice(filter(None, map(search.simulate, estimates)), _SIMULATED):
         known = fastest.get(plan.layout.axes)
         if known is None or plan.step_seconds < known.step_seconds:
             fastest[plan.layout.axes] = plan
@@ -157,11 +161,20 @@ class _Search:
     def __init__(self, problem: Problem) -> None:
         self.problem = problem
         self.chains: dict[tuple, list[Piece]] = {}
-        self.cuts: dict[tuple, list[Piece]] = {}
+        self.cuts: dict[tuple, list[list[Piece]]] = {}
+        self.merged: dict[tuple, list[Piece]] = {}
+        self.tries = _MIXED
 
     def stages(self, layout: Layout) -> list[Piece]:
+        """Return the stages of the cut chain."""
+        key = *_chain_key(layout), layout.pipeline * layout.chunks
+        if key not in self.merged:
+            self.merged[key] = [merge_pieces(pieces) for pieces in self.cut(layout)]
+        return self.merged[key]
+
+    def cut(self, layout: Layout) -> list[list[Piece]]:
         """Return the chain under this layout, cut into equal work."""
-        key = layout.context, layout.tensor, layout.expert, layout.recompute
+        key = _chain_key(layout)
         if key not in self.chains:
             problem = self.problem
             run = problem.run.model_copy(update={"recompute": layout.recompute})
@@ -172,30 +185,59 @@ class _Search:
         if (*key, count) not in self.cuts:
             chain = self.chains[key]
             runs = split_evenly([piece.seconds for piece in chain], count)
-            self.cuts[*key, count] = [merge_pieces(chain[run.start : run.stop]) for run in runs]
+            self.cuts[*key, count] = [chain[run.start : run.stop] for run in runs]
         return self.cuts[*key, count]
 
     def fits(self, plan: LayoutPlan) -> bool:
-        """Does the fullest rank hold everything?"""
+        """Does the fullest rank hold everything, and its host what was moved there?"""
         hardware = self.problem.hardware
-        return plan.memory_bytes <= hardware.memory_bytes - hardware.reserved_bytes
+        fits_device = plan.memory_bytes <= hardware.memory_bytes - hardware.reserved_bytes
+        return fits_device and plan.host_bytes <= hardware.host_bytes
 
-    def cheapest(self, axes: Layout) -> LayoutPlan | None:
-        """Return the axes with the cheapest policies that fit, None if none does.
+    def cheapest(self, axes: Layout) -> LayoutPlan:
+        """Return the axes with the cheapest policies that fit, or those of fewest bytes.
 
         Computing nothing again is worth more than any sharding costs, so it is tried first.
         """
+        plan = None
         for recompute, sharding in itertools.product(_recomputes(axes), _shardings(axes)):
             layout = axes.model_copy(update={"recompute": recompute, "sharding": sharding})
             plan = estimate_layout(self.problem, layout, self.stages(layout))
             if self.fits(plan):
-                return plan
-        return None
+                break
+        assert plan is not None, "axes have policies"
+        return plan
+
+    def simulate(self, estimate: LayoutPlan) -> LayoutPlan | None:
+        """Return the simulated figures; of layers treated one by one, if that is faster.
+
+        None where nothing fits, as far as so many tries tell.
+        """
+        layout, plans = estimate.layout, []
+        if self.fits(estimate):
+            plans.append(simulate_layout(self.problem, layout, self.stages(layout)))
+        if layout.recompute != "none" and self._fits_without_activations(estimate):
+            plain = layout.model_copy(update={"recompute": "none"})
+            if self.tries:
+                self.tries -= 1
+                with contextlib.suppress(ActivationBoundError):
+                    plans.append(plan_mixed(self.problem, plain, self.cut(plain)))
+        return min(filter(self.fits, plans), key=lambda plan: plan.step_seconds, default=None)
+
+    def _fits_without_activations(self, plan: LayoutPlan) -> bool:
+        hardware = self.problem.hardware
+        room = hardware.memory_bytes - hardware.reserved_bytes
+        return plan.state_bytes + plan.buffer_bytes < room
+
+
+def _chain_key(layout: Layout) -> tuple:
+    """Return what the pieces of the chain depend on."""
+    return layout.context, layout.tensor, layout.expert, layout.recompute
 
 
 def _recomputes(layout: Layout) -> tuple[Recompute, ...]:
     """Return what may be recomputed: a split backward keeps every product's input until its W."""
-    if layout.schedule in ("1f1b", "interleaved"):
+    if layout.has_fused_backward:
         return "none", "feed_forward", "full"
     return ("none",)
 

@@ -13,6 +13,7 @@ itself.
 
 import logging
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from fivefold.artifact import write_json
@@ -20,7 +21,7 @@ from fivefold.data.corpus_page import mixture_page
 from fivefold.data.loader import open_loader, read_heldout_rows
 from fivefold.errors import ConfigError
 from fivefold.models.transformer import Transformer
-from fivefold.stage import StageContext
+from fivefold.stage import OneProcess, StageContext
 from fivefold.train.config import AdaptDsaConfig, GradientConfig
 from fivefold.train.cost_curve import write_cost_curve
 from fivefold.train.evaluate import (
@@ -140,8 +141,10 @@ def _measure_control(
     context: StageContext,
 ) -> list[str | float]:
     """Score the dense model that was trained on for as many tokens, on the same rows."""
+    # One rank looks, and needs the whole model.
+    alone = replace(context, ranks=OneProcess())
     model, tokenizer = start_from(
-        control, inputs["tokenizer"], context, longest_tokens=config.context_tokens
+        control, inputs["tokenizer"], alone, longest_tokens=config.context_tokens
     )
     part = config.sparse
     examiner = Examiner(

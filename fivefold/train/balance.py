@@ -13,6 +13,7 @@ from torch import Tensor
 
 from fivefold.models.moe import Router, Routing
 from fivefold.models.transformer import Transformer
+from fivefold.parallel.context.shard import TokenShard
 
 
 def sequence_balance_loss(routing: Routing, rows: int) -> Tensor:
@@ -28,6 +29,19 @@ def sequence_balance_loss(routing: Routing, rows: int) -> Tensor:
     counts_BE = torch.zeros_like(mean_BE)
     counts_BE.scatter_add_(1, chosen_BX, torch.ones_like(chosen_BX, dtype=counts_BE.dtype))
     frequency_BE = counts_BE * (experts / chosen_BX.shape[1])
+    return (frequency_BE * mean_BE).sum(-1).mean()
+
+
+def shared_balance_loss(routing: Routing, shard: TokenShard) -> Tensor:
+    """Return a rank's share of `sequence_balance_loss`: f counts the tokens of all ranks."""
+    experts = routing.scores_TE.shape[1]
+    share_TE = routing.scores_TE / routing.scores_TE.sum(-1, keepdim=True)
+    mean_BE = shard.row_sums(share_TE) / shard.tokens
+    chosen_TA = routing.chosen_TA
+    ones_TA = torch.ones_like(chosen_TA, dtype=share_TE.dtype)
+    chosen_TE = torch.zeros_like(share_TE).scatter_add_(1, chosen_TA, ones_TA)
+    counts_BE = shard.add_up_(shard.row_sums(chosen_TE.detach()))
+    frequency_BE = counts_BE * (experts / (chosen_TA.shape[1] * shard.tokens))
     return (frequency_BE * mean_BE).sum(-1).mean()
 
 

@@ -1,7 +1,7 @@
 """Rows of the data room as tensors of the model, with labels for every prediction depth."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -28,6 +28,17 @@ class Batch:
     where that token is not learned."""
     weights_BT: list[Tensor] | None
     """Factor of the loss of each label, fp32 (B, T) a depth; None: all 1."""
+
+    def of_tokens(self, take: Callable[[Tensor], Tensor]) -> "Batch":
+        """Return the batch of some of its tokens, `take` of (B, T); documents stay whole."""
+        weights = None if self.weights_BT is None else [take(x) for x in self.weights_BT]
+        return replace(
+            self,
+            ids_BT=take(self.ids_BT),
+            ahead_BT=[take(x) for x in self.ahead_BT],
+            labels_BT=[take(x) for x in self.labels_BT],
+            weights_BT=weights,
+        )
 
 
 def label_counts(rows: Rows, depths: int) -> list[int]:

@@ -6,17 +6,33 @@ products take bf16 and accumulate in fp32, and adds each microbatch's gradients 
 Micikevicius et al. 2018 (arXiv 1710.03740), section 3.1. Surprise: some weights stay fp32 in the
 copy too. Embeddings do, so that the residual stream, which every layer adds to, is fp32 and each
 norm casts it; routers and index head weights do, for a rounded score chooses other experts or keys.
+
+It also says what becomes of what each layer saves for its backward: kept, computed again, moved to
+the host (`parallel.offload`), or whatever is cheapest under a bound on bytes (`train.activations`).
 """
 
 import copy
 import logging
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from fivefold.models.moe import Router
-from fivefold.models.transformer import Block, Transformer
+from fivefold.models.transformer import Transformer
 from fivefold.ops.bf16 import multiplies_bf16
+from fivefold.parallel.offload import (
+    LEAST_BYTES,
+    Layers,
+    Offloader,
+    blocks_by_layer,
+    keep_blocks,
+    named_layers,
+    offload_blocks,
+)
+from fivefold.plan.block_order import block_events
+from fivefold.plan.schedule import Action
+from fivefold.train.activations import choose_for
 
 logger = logging.getLogger(__name__)
 
@@ -24,10 +40,24 @@ logger = logging.getLogger(__name__)
 class ComputeModel:
     """The model to run, beside the one whose weights are updated; without a copy they are one."""
 
-    def __init__(self, model: Transformer, dtype: torch.dtype, *, recompute: bool = False) -> None:
+    def __init__(
+        self,
+        model: Transformer,
+        dtype: torch.dtype,
+        *,
+        recompute: Layers = False,
+        offload: Layers = False,
+        activation_bytes: int | None = None,
+        least_bytes: int = LEAST_BYTES,
+    ) -> None:
         """Copy `model` where it has another dtype; parameters frozen by now are frozen there too.
 
-        With `recompute` the blocks run again in the backward instead of keeping what they computed.
+        The blocks of the layers `recompute` run again in the backward instead of keeping what they
+        computed; what those of `offload` keep, storages of `least_bytes`, waits on the host. With
+        `activation_bytes` both are chosen for each size of microbatch.
+
+        Raises:
+            ConfigError: a layer that the model does not have.
         """
         self._source = model
         self._is_copy = model.lm_head.weight.dtype != dtype
@@ -45,9 +75,30 @@ class ComputeModel:
             for parameter in self.model.parameters():
                 if parameter not in exact:
                     parameter.data = parameter.data.to(dtype)
-        for module in self.model.modules():
-            if isinstance(module, Block):
-                module.recompute = recompute
+        blocks = blocks_by_layer(self.model)
+        again, moved = (named_layers(layers, blocks) for layers in (recompute, offload))
+        for layer, block in blocks.items():
+            block.recompute = layer in again
+        keep_blocks(self.model)
+        self.offloader: Offloader | None = None
+        """Moves and counts what blocks save; None: everything stays uncounted."""
+        if moved or activation_bytes is not None:
+            self.offloader = Offloader(
+                moved,
+                model.config.num_hidden_layers
+                + model.config.fivefold.mtp_depths * (model.mtp is not None),
+                device,
+                least_bytes=least_bytes,
+            )
+            if activation_bytes is not None:
+                self.offloader.prepare = choose_for(self.model, self.offloader, activation_bytes)
+            offload_blocks(self.model, self.offloader)
+
+    def follow(self, row: Sequence[Action], blocks: Mapping[int, int]) -> None:
+        """Begin a step in a pipeline: this rank's actions, and the block runs of each stage."""
+        if self.offloader is not None:
+            assert self.offloader.prepare is None, "a bound is for whole passes through the model"
+            self.offloader.follow(block_events(row, blocks))
 
     @torch.no_grad()
     def refresh(self) -> None:

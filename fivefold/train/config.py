@@ -26,8 +26,14 @@ class GradientConfig(ScheduleConfig):
     """Steps in a row that may be skipped for a non-finite gradient before training stops."""
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
     """Weights and activations of forward and backward; the optimizer's weights stay fp32."""
-    recompute: Runtime[bool] = False
-    """Keep each layer's input and selection, run it again in the backward: memory for time."""
+    recompute: Runtime[bool | tuple[pydantic.NonNegativeInt, ...]] = False
+    """Keep each layer's input and selection, run it again in the backward: memory for time; or only
+    these layers', the MTP layer being the one after the last."""
+    offload: Runtime[bool | tuple[pydantic.NonNegativeInt, ...]] = False
+    """Let what layers keep wait in the host's memory until their backward: all, or these."""
+    activation_bytes: Runtime[int | None] = pydantic.Field(default=None, gt=0)
+    """Most bytes that layers keep between forward and backward: each is kept, moved to the host or
+    computed again, whatever is cheapest; None: as `recompute` and `offload` say."""
     loss_chunk_tokens: int = pydantic.Field(default=2048, gt=0)
     """Tokens whose logits exist at a time."""
     validation_steps: int = pydantic.Field(default=50, gt=0)
@@ -53,6 +59,12 @@ class GradientConfig(ScheduleConfig):
                 f"({self.microbatch_rows})",
                 found=str(self.batch_rows),
                 fix="Change one of them",
+            )
+        if self.activation_bytes is not None and (self.recompute or self.offload):
+            raise ConfigError(
+                expected="`activation_bytes` alone, or `recompute` and `offload`",
+                found=f"`recompute={self.recompute}` and `offload={self.offload}` beside it",
+                fix="Leave them out: the bound decides for each layer",
             )
         return self
 

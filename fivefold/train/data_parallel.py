@@ -1,29 +1,47 @@
 """Spreading a training over ranks: who holds, computes, updates, saves and looks.
 
 One process takes part as a mesh of one: its model holds the weights, a `ComputeModel` runs them,
-nothing is shared. Otherwise `parallel.zero`, for sharded weights `parallel.fsdp`, or for a pipeline
-`train.piped` stands between model and optimizer.
+nothing is shared. Otherwise `parallel.zero`, for sharded weights `parallel.fsdp`, for heads,
+columns and experts on different ranks `parallel.tensor`, or for a pipeline `train.piped` stands
+between model and optimizer; `parallel.context` shares the tokens of rows besides.
 """
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 
+from fivefold.errors import ConfigError
 from fivefold.models.transformer import Transformer
+from fivefold.parallel.config import ParallelConfig
+from fivefold.parallel.context.across import ContextParallel
 from fivefold.parallel.fsdp import FullyShardedModel
 from fivefold.parallel.mesh import Mesh
 from fivefold.parallel.saver import Saver
+from fivefold.parallel.tensor import SplitModel
+from fivefold.parallel.tensor_rows import SplitRows
 from fivefold.parallel.zero import Sharding, Zero
 from fivefold.stage import Ranks
-from fivefold.train.checkpoint import Weights
+from fivefold.train.checkpoint import Weights, load_state
 from fivefold.train.compute import ComputeModel
 from fivefold.train.config import GradientConfig
 from fivefold.train.optimizer import HybridOptimizer
 from fivefold.train.piped import PipedModel
 from fivefold.train.staged_loss import StagedLanguageLoss
 from fivefold.train.step import Compute
+
+_NOT_ALONG = (
+    (
+        "activation_bytes",
+        ("pp", "fsdp", "cp", "tp", "ep"),
+        "Leave it out, and name the layers in `recompute`, or `offload` with `dp`, `cp` or `pp`",
+    ),
+    ("offload", ("fsdp", "tp", "ep"), "Leave it out: `recompute` works on every mesh"),
+)
+"""Fields that treat activations, the axes along which they may not, and what to do instead."""
 
 
 @dataclass(frozen=True)
@@ -44,18 +62,32 @@ class Spreading:
     """Between ranks; None: one process."""
     saver: Saver | None
     """Writes the states of several ranks."""
+    parted: FullyShardedModel | PipedModel | SplitModel | None = None
+    """What holds the weights in parts, the plain model emptied; None: each rank has all."""
+    context: ContextParallel | None = None
+    """How ranks share the tokens of rows; None: they do not."""
+
+    def load(self, states: Path) -> dict[str, Any] | None:
+        """Go on from the newest state in `states`: return its progress; None if there is none.
+
+        Raises:
+            CorruptFileError: the newest state is damaged.
+        """
+        saved = load_state(states, self.weights, self.optimizer, self.mesh)
+        if saved is not None and isinstance(self.sharding, SplitRows):
+            self.sharding.take_over()
+        return saved
 
     @contextmanager
     def one_looks(self) -> Iterator[bool]:
         """Give the plain model whole weights; True on the rank that may look, others wait."""
-        parted = self.compute if isinstance(self.compute, FullyShardedModel | PipedModel) else None
-        if parted is not None:
-            parted.materialise()
+        if self.parted is not None:
+            self.parted.materialise()
         yield self.mesh is None or self.mesh.is_first
         if self.mesh is not None:
             self.mesh.wait()
-        if parted is not None:
-            parted.release()
+        if self.parted is not None:
+            self.parted.release()
 
     def step_done(self, step: int) -> None:
         """Remember the place for the report of a failure; name a state that has been written."""
@@ -67,10 +99,24 @@ class Spreading:
         """Finish saving and leave the plain model with whole weights."""
         if self.saver is not None:
             self.saver.finish()
-        if isinstance(self.compute, FullyShardedModel | PipedModel):
-            self.compute.materialise()
+        if self.parted is not None:
+            self.parted.materialise()
         if isinstance(self.sharding, Zero | PipedModel):
             self.sharding.close()
+
+
+class SplitCompute(ComputeModel):
+    """What a model in parts runs on: it follows the changes that phases make in the plain one."""
+
+    def __init__(self, split: SplitModel, dtype: torch.dtype, **choices: Any) -> None:
+        """Run the model of `split`; `choices` are those of a `ComputeModel`."""
+        super().__init__(split.model, dtype, **choices)
+        self._split = split
+
+    def refresh(self) -> None:
+        """Take over the weights and buffers as they are now."""
+        self._split.follow()
+        super().refresh()
 
 
 def spread(
@@ -86,22 +132,62 @@ def spread(
 
     Raises:
         ConfigError: weights in shards and another compute dtype than theirs; a model that cannot be
-            cut into the stages of a pipeline.
+            cut into so many stages of a pipeline, or heads, columns or experts into so many parts;
+            activations that are to be treated as this mesh cannot.
     """
     dtype = getattr(torch, config.compute_dtype)
     if not isinstance(ranks, Mesh) or ranks.size == 1:
-        compute = ComputeModel(model, dtype, recompute=config.recompute)
+        compute = _compute_all(model, config)
         return Spreading(None, compute, model, model, optimizer, None, None)
+    _check_activations(config, ranks.config)
     saver = Saver(ranks)
     if ranks.config.pp > 1:
         assert staged is not None, "a pipeline needs an objective in stages"
-        piped = PipedModel(model, ranks, staged, dtype, recompute=config.recompute)
-        return Spreading(ranks, piped, model, piped, optimizer.sharded(piped), piped, saver)
+        again, moved = config.recompute, config.offload
+        piped = PipedModel(model, ranks, staged, dtype, recompute=again, offload=moved)
+        return Spreading(ranks, piped, model, piped, optimizer.sharded(piped), piped, saver, piped)
     if ranks.config.zero_stage == 3:
         sharded = FullyShardedModel(model, ranks, dtype, recompute=config.recompute)
         own = optimizer.sharded(sharded)
-        return Spreading(ranks, sharded, sharded.model, sharded.model, own, sharded, saver)
-    compute = ComputeModel(model, dtype, recompute=config.recompute)
-    computed = dict(compute.model.named_parameters())
-    zero = Zero(dict(model.named_parameters()), computed, ranks)
-    return Spreading(ranks, compute, model, model, optimizer.sharded(zero), zero, saver)
+        return Spreading(ranks, sharded, sharded.model, sharded.model, own, sharded, saver, sharded)
+    split = None
+    if ranks.config.tp > 1 or ranks.config.ep > 1:
+        split = SplitModel(model, ranks)
+        split.release()
+        holder, sharding = split.model, SplitRows(split)
+        compute = SplitCompute(split, dtype, recompute=config.recompute)
+    else:
+        holder, compute = model, _compute_all(model, config)
+        computed = dict(compute.model.named_parameters())
+        sharding = Zero(dict(model.named_parameters()), computed, ranks)
+    own = optimizer.sharded(sharding)
+    context = ContextParallel(ranks, compute.model) if ranks.config.cp > 1 else None
+    return Spreading(ranks, compute, holder, holder, own, sharding, saver, split, context)
+
+
+def _compute_all(model: Transformer, config: GradientConfig) -> ComputeModel:
+    """Return what runs all layers of a model whose weights are whole."""
+    return ComputeModel(
+        model,
+        getattr(torch, config.compute_dtype),
+        recompute=config.recompute,
+        offload=config.offload,
+        activation_bytes=config.activation_bytes,
+    )
+
+
+def _check_activations(config: GradientConfig, mesh: ParallelConfig) -> None:
+    """Refuse what this mesh does not do with activations.
+
+    Raises:
+        ConfigError: it is asked for.
+    """
+    sizes = {**mesh.axis_sizes, "ep": mesh.ep}
+    for field, axes, fix in _NOT_ALONG:
+        along = [f"`parallel.{axis}={sizes[axis]}`" for axis in axes if sizes[axis] > 1]
+        if getattr(config, field) and along:
+            raise ConfigError(
+                expected=f"no `{field}` with {' or '.join(along)}",
+                found=f"`{field}={getattr(config, field)}`",
+                fix=fix,
+            )

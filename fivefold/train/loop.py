@@ -8,6 +8,7 @@ Several ranks run the same loop on the same global batches; `data_parallel` says
 first rank alone looks, samples and records.
 """
 
+import functools
 import logging
 import time
 from collections.abc import Callable, Sequence
@@ -18,7 +19,7 @@ from fivefold.data.loader import RowLoader
 from fivefold.models.transformer import Transformer
 from fivefold.stage import StageContext
 from fivefold.train.balance import BalanceTracker
-from fivefold.train.checkpoint import load_state, save_state
+from fivefold.train.checkpoint import save_state
 from fivefold.train.config import GradientConfig
 from fivefold.train.data_parallel import Spreading, spread
 from fivefold.train.losses import Objective
@@ -87,7 +88,8 @@ def train(
     """
     spreading = spread(learner.model, learner.optimizer, config, context.ranks, learner.staged)
     optimizer, saver = spreading.optimizer, spreading.saver
-    saved = load_state(states, spreading.weights, optimizer, spreading.mesh)
+    objective = functools.partial(learner.objective, context=spreading.context)
+    saved = spreading.load(states)
     progress = Progress() if saved is None else Progress.model_validate(saved)
     if progress.tokens >= phases[-1].until_tokens:
         spreading.end()
@@ -116,7 +118,7 @@ def train(
                     spreading.compute,
                     optimizer,
                     balance,
-                    learner.objective,
+                    objective,
                     rows,
                     progress.tokens,
                     config,

@@ -5,19 +5,21 @@ nothing: an objective sees the whole step's rows for its denominators, and the p
 Weights of tokens, where rows have them, multiply losses and stay out of the denominators.
 """
 
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from fivefold.data.loader import Rows
 from fivefold.models.moe import Routing
-from fivefold.models.surroundings import IndexerMode
-from fivefold.models.transformer import Transformer
+from fivefold.models.surroundings import IndexerMode, Surroundings
+from fivefold.models.transformer import HeadLoss, Transformer
 from fivefold.ops.chunked_cross_entropy import chunked_loss_and_logprobs
 from fivefold.ops.index_loss import IndexLoss
-from fivefold.train.balance import sequence_balance_loss
+from fivefold.parallel.context.across import ContextParallel
+from fivefold.parallel.context.attention import ContextSurroundings
+from fivefold.train.balance import sequence_balance_loss, shared_balance_loss
 from fivefold.train.batch import Batch, label_counts, make_batch
 from fivefold.train.config import GradientConfig
 from fivefold.train.schedule import mtp_weight
@@ -36,8 +38,23 @@ class LossParts(NamedTuple):
     """Routing of the MTP layer, one a depth."""
 
 
-Objective = Callable[[Transformer, Rows, Rows, int], LossParts]
-"""(model, microbatch, rows of the whole step, tokens before the step) -> the microbatch's share."""
+class Objective(Protocol):
+    """What a stage asks the model to learn."""
+
+    def __call__(
+        self,
+        model: Transformer,
+        part: Rows,
+        whole: Rows,
+        tokens_before: int,
+        context: ContextParallel | None = None,
+    ) -> LossParts:
+        """Return the share of the microbatch `part` in the loss of the step `whole`.
+
+        `tokens_before` is the schedule's place. With `context`, ranks share the microbatch's tokens
+        and their shares add up.
+        """
+        ...
 
 
 def language_objective(
@@ -49,7 +66,13 @@ def language_objective(
     `index_weight` matters only against the epsilon of the optimizer.
     """
 
-    def objective(model: Transformer, part: Rows, whole: Rows, tokens_before: int) -> LossParts:
+    def objective(
+        model: Transformer,
+        part: Rows,
+        whole: Rows,
+        tokens_before: int,
+        context: ContextParallel | None = None,
+    ) -> LossParts:
         depths = model.config.fivefold.mtp_depths if model.mtp is not None else 0
         return language_loss(
             model,
@@ -61,20 +84,25 @@ def language_objective(
             chunk_tokens=config.loss_chunk_tokens,
             indexer=indexer,
             index_weight=index_weight,
+            context=context,
         )
 
     return objective
 
 
-def warm_up_objective(model: Transformer, part: Rows, whole: Rows, tokens_before: int) -> LossParts:
+def warm_up_objective(
+    model: Transformer,
+    part: Rows,
+    whole: Rows,
+    tokens_before: int,
+    context: ContextParallel | None = None,
+) -> LossParts:
     """Teach the indexers the dense attention; everything else is frozen and gets no gradient.
 
     The MTP layer's indexer learns at its first depth.
     """
-    device = model.lm_head.weight.device
     depths = 0 if model.mtp is None else 1
-    batch = make_batch(part, depths, device, keeps_padding=True)
-    around = model.surroundings(batch.positions_BT, batch.documents_BT, indexer="warm_up")
+    batch, around = _lay_out(model, part, depths, "warm_up", context)
     hidden_BTD, _, index_losses = model(batch.ids_BT, around=around)
     if model.mtp is not None:
         ahead = model.embed_tokens(batch.ahead_BT[0])
@@ -82,6 +110,23 @@ def warm_up_objective(model: Transformer, part: Rows, whole: Rows, tokens_before
         index_losses += [] if index_loss is None else [index_loss]
     loss = index_share(index_losses, whole)
     return LossParts(loss, {"index_kl_nats": loss.detach()}, [], [])
+
+
+def _lay_out(
+    model: Transformer,
+    part: Rows,
+    depths: int,
+    indexer: IndexerMode,
+    context: ContextParallel | None,
+) -> tuple[Batch, Surroundings]:
+    """Return a microbatch as tensors, with a context those of this rank, and who sees whom."""
+    device = model.lm_head.weight.device
+    batch = make_batch(part, depths, device, keeps_padding=indexer != "frozen")
+    places = batch.positions_BT, batch.documents_BT
+    if context is None:
+        return batch, model.surroundings(*places, indexer=indexer)
+    around = context.surroundings(model, *places, indexer=indexer)
+    return batch.of_tokens(around.shard.take), around
 
 
 def index_share(losses: list[IndexLoss], whole: Rows) -> Tensor:
@@ -101,15 +146,14 @@ def language_loss(
     chunk_tokens: int,
     indexer: IndexerMode = "frozen",
     index_weight: float = 1.0,
+    context: ContextParallel | None = None,
 ) -> LossParts:
     """Compute the language loss of the microbatch `part` of the step `whole`.
 
     `mtp_weight` multiplies the mean over MTP depths, `balance_weight` the sequence balance loss;
     all depths share one pass over the output head, `chunk_tokens` logits at a time.
     """
-    device = model.lm_head.weight.device
-    batch = make_batch(part, depths, device, keeps_padding=indexer != "frozen")
-    around = model.surroundings(batch.positions_BT, batch.documents_BT, indexer=indexer)
+    batch, around = _lay_out(model, part, depths, indexer, context)
     hidden_BTD, main_routing, index_losses = model(batch.ids_BT, around=around)
     states, mtp_routing = [hidden_BTD], []
     for ahead_BT in batch.ahead_BT:
@@ -126,11 +170,16 @@ def language_loss(
         whole,
         mtp_weight=mtp_weight,
         chunk_tokens=chunk_tokens,
+        head_loss=model.head_loss,
     )
     routed = main_routing + mtp_routing
     if routed and balance_weight:
         rows = len(part.ids)
-        mean = torch.stack([sequence_balance_loss(r, rows) for r in routed]).mean()
+        if isinstance(around, ContextSurroundings):
+            shares = [shared_balance_loss(routing, around.shard) for routing in routed]
+        else:
+            shares = [sequence_balance_loss(routing, rows) for routing in routed]
+        mean = torch.stack(shares).mean()
         balance = mean * (rows / len(whole.ids))
         loss = loss + balance_weight * balance
         measured["balance_loss"] = balance.detach()
@@ -149,10 +198,12 @@ def vocabulary_loss(
     *,
     mtp_weight: float,
     chunk_tokens: int,
+    head_loss: HeadLoss = chunked_loss_and_logprobs,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Return a microbatch's share of the loss of all depths, and that of each depth's metric.
 
-    `states_BTD` are normalised: the main stack's, then one a depth of the MTP layer.
+    `states_BTD` are normalised: the main stack's, then one a depth of the MTP layer. `head_loss`
+    knows which rows of the head `head_WD` are.
     """
     device, depths = head_WD.device, len(batch.ahead_BT)
     denominators = torch.tensor(label_counts(whole, depths), device=device).clamp_min(1)
@@ -161,7 +212,7 @@ def vocabulary_loss(
     factors = (scale / denominators).repeat_interleave(tokens)
     if batch.weights_BT is not None:
         factors = factors * torch.cat([weights.flatten() for weights in batch.weights_BT])
-    loss, logprobs = chunked_loss_and_logprobs(
+    loss, logprobs = head_loss(
         torch.cat([state.flatten(0, 1) for state in states_BTD]),
         head_WD,
         torch.cat([labels.flatten() for labels in batch.labels_BT]),

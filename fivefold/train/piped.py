@@ -1,44 +1,50 @@
 """A model in pipeline stages, between the training step, its weights and its data ranks.
 
 A rank holds the weights of its own stages; `parallel.pipeline` runs them, `parallel.zero` shares
-each stage's gradients and optimizer state among the data ranks. A matrix never spans stages, so
-that the optimizer sees a smaller model and nothing else. Routers' biases are everywhere, for they
-are small and move by counts that are summed over all ranks.
+each stage's gradients and optimizer state among the data ranks; at stage 2 of ZeRO gradients pass
+through two rolling buffers (`parallel.pipeline.rolling`). A matrix never spans stages, so that the
+optimizer sees a smaller model and nothing else. Routers' biases are everywhere, for they are small
+and move by counts that are summed over all ranks.
 
-Surprises: the plain model that was given is emptied of the other stages' weights and made whole by
-`materialise`, on all ranks. A weight gradient that was put off is added to its weight without a
-hook of autograd, so that stages 2 and 3 of ZeRO do not see it; the config refuses them.
+Surprise: the plain model that was given, with all weights or those of this rank's stages alone, is
+emptied of the other stages' and made whole by `materialise` on the first rank only, which looks at
+it and exports it; no other rank ever holds the whole.
 """
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from fivefold.data.loader import Rows
-from fivefold.errors import ConfigError
+from fivefold.models.config import ModelConfig
 from fivefold.models.transformer import Transformer
-from fivefold.parallel.collectives import broadcast
-from fivefold.parallel.config import DATA_AXES, ParallelConfig
+from fivefold.parallel.collectives import all_reduce
+from fivefold.parallel.config import DATA_AXES
 from fivefold.parallel.mesh import Mesh
+from fivefold.parallel.offload import Layers
+from fivefold.parallel.pipeline.blank import BlankMicrobatch, SparingObjective, blank_of
+from fivefold.parallel.pipeline.build import Source, build_part, replace_parameter
 from fivefold.parallel.pipeline.deferred import defer_weight_gradients, finish_at_once
+from fivefold.parallel.pipeline.message import send
+from fivefold.parallel.pipeline.placement import place_stages
+from fivefold.parallel.pipeline.rolling_zero import RollingZero
 from fivefold.parallel.pipeline.runtime import PipelineRuntime
-from fivefold.parallel.pipeline.shared import SharedParameters, embedding_ranks
-from fivefold.parallel.pipeline.split import (
-    StagePart,
-    cut_by_counts,
-    cut_by_work,
-    piece_work,
-    stage_parts,
-)
+from fivefold.parallel.pipeline.shared import SharedParameters
 from fivefold.parallel.pipeline.stage import ModelStage
 from fivefold.parallel.pipeline.weight_store import WeightGradientStore
 from fivefold.parallel.zero import Zero, global_norm
-from fivefold.plan.make_schedule import make_schedule, placement_of
+from fivefold.plan.make_schedule import make_schedule
+from fivefold.stage import Ranks
 from fivefold.train.balance import BalanceTracker
+from fivefold.train.batch import Batch
 from fivefold.train.compute import ComputeModel
 from fivefold.train.staged_loss import StagedLanguageLoss
+
+logger = logging.getLogger(__name__)
 
 _EMBEDDING = "embed_tokens.weight"
 
@@ -48,14 +54,20 @@ class _WideGradients:
     """Adds what each piece of a backward pass left to the gradients of the fp32 weights."""
 
     compute: ComputeModel
+    rolling: RollingZero | None
+    """Owner of those gradients; None: they stay in `grad`."""
 
     def acquire(self, stage: int) -> None:
-        """Take what the piece before left."""
+        """Take what the piece before left: it was the same stage's, or a run has ended since."""
         self.compute.collect()
+        if self.rolling is not None:
+            self.rolling.acquire(stage)
 
     def release(self, stage: int) -> None:
         """Take what the last piece left."""
         self.compute.collect()
+        if self.rolling is not None:
+            self.rolling.release(stage)
 
 
 class PipedModel:
@@ -70,60 +82,107 @@ class PipedModel:
         loss: StagedLanguageLoss,
         dtype: torch.dtype,
         *,
-        recompute: bool = False,
+        recompute: Layers = False,
+        offload: Layers = False,
     ) -> None:
-        """Cut `model`, which every rank has whole, and empty it of what others hold.
+        """Take this rank's stages of `model` and empty it of what others hold.
+
+        What others hold may stand on the meta device already (`parallel.pipeline.build`).
+        `recompute` and `offload` are those of a `ComputeModel`.
 
         Raises:
-            ConfigError: the model cannot be cut into that many stages, or not there.
+            ConfigError: the model cannot be cut into that many stages, or not there, or it has no
+                such layer.
         """
         config = mesh.config
         self._mesh, self._config, self._loss, self._shell = mesh, config, loss, model
         self._group = mesh.group("pp")
         self.everyone = mesh.group("pp", *DATA_AXES)
         """The ranks that share the step's rows or layers: metrics and counts are sums over them."""
-        self._placement = placement_of(config.schedule, config.pp, config.chunks)
-        parts = make_parts(model, config, len(self._placement))
-        self._homes = self._find_homes(parts)
+        self._placement = place_stages(model.config, config)
         self._whole_shapes = {name: value.shape for name, value in model.named_parameters()}
+        self._homes = {name: self._placement.homes(name) for name in self._whole_shapes}
         self.release()
-        self._compute = ComputeModel(model, dtype, recompute=recompute)
+        self._compute = ComputeModel(model, dtype, recompute=recompute, offload=offload)
         self.model = self._compute.model
-        local = [s for s, home in enumerate(self._placement) if home == self._group.rank]
+        objective = SparingObjective(loss)
         self.stages = {
-            s: ModelStage(self.model, parts[s], loss, indexer=loss.indexer) for s in local
+            s: ModelStage(self.model, self._placement.parts[s], objective, indexer=loss.indexer)
+            for s in self._placement.stages_of(self._group.rank)
         }
-        self._stores = {s: WeightGradientStore(config.deferred_bytes) for s in local}
+        # The warm-up of indexers runs the MTP layer once.
+        self._blocks = {
+            s: len(stage.layers) + min(stage.part.mtp_depths, loss.depths)
+            for s, stage in self.stages.items()
+        }
+        self._stores = {s: WeightGradientStore(config.deferred_bytes) for s in self.stages}
         for s, stage in self.stages.items():
             defer_weight_gradients(stage, self._stores[s])
         self._runtimes: dict[int, PipelineRuntime] = {}
-        named = model.named_parameters()
-        weights = {name: value for name, value in named if self._is_here(name)}
-        self._zero = Zero(weights, weights, mesh)
+        self.rolling: RollingZero | None = None
+        """Stage 2 of ZeRO; None at other stages, and where there is one data rank."""
+        self._zero = self._share()
         self.rows, self.shapes = self._zero.rows, self._zero.shapes
         self.data_group, self.shard_group = self._zero.data_group, self._zero.shard_group
         self._norm_group = self.everyone if self.shard_group.size > 1 else self._group
         self._shared: SharedParameters | None = None
-        holders = embedding_ranks(parts, self._placement)
+        holders = self._homes[_EMBEDDING]
         if len(holders) > 1 and self._group.rank in holders:
             embedding = {_EMBEDDING: model.get_parameter(_EMBEDDING)}
             self._shared = SharedParameters(embedding, holders, self._group)
+
+    def _share(self) -> Zero | RollingZero:
+        """Share the weights of this rank's stages among the data ranks."""
+        named = self._shell.named_parameters()
+        weights = {name: value for name, value in named if self._is_here(name)}
+        if self._config.zero_stage < 2 or self._mesh.data.size == 1:
+            return Zero(weights, weights, self._mesh)
+        apart = self._placement.several(weights)
+        alone = {
+            s: {n: weights[n] for n, _ in stage.named_parameters() if n not in apart}
+            for s, stage in self.stages.items()
+        }
+        self.rolling = RollingZero(alone, {name: weights[name] for name in apart}, self._mesh)
+        if self._mesh.is_first and not self.rolling.saves_memory:
+            logger.warning(
+                "`parallel.zero=2` saves no memory with %d pipeline stages a rank and %d data "
+                "ranks: two full gradients stand beside the shards; `zero=1` sends less",
+                len(self.stages),
+                self._mesh.data.size,
+            )
+        return self.rolling
 
     def run(
         self, parts: Sequence[Rows], whole: Rows, tokens_before: int, balance: BalanceTracker
     ) -> dict[str, Tensor]:
         """Run forward and backward of this data rank's microbatches; return shares of metrics.
 
-        Gradients are left on the weights.
+        Gradients are left on the weights, or with the rolling buffers.
         """
         device = self._mesh.world.device
         self._loss.begin(whole, tokens_before, balance)
-        if parts:
-            self._runtime(len(parts)).step(self._loss.batches(parts, device))
+        batches: list[Batch | BlankMicrobatch] = [*self._loss.batches(parts, device)]
+        if self.rolling is not None:
+            self.rolling.begin()
+            batches += self._blanks(len(batches), whole)
+        if batches:
+            runtime = self._runtime(len(batches))
+            self._compute.follow(runtime.schedule.actions[self._group.rank], self._blocks)
+            runtime.step(batches)
         self._compute.collect()
         if self._shared is not None:
             self._shared.add_gradients()
         return self._loss.measured(device)
+
+    def _blanks(self, count: int, whole: Rows) -> list[BlankMicrobatch]:
+        """Return what this data rank lacks to the most microbatches of any."""
+        device = self._mesh.world.device
+        most = all_reduce(torch.tensor([count], device=device), self.data_group, "max")
+        lacking = int(most) - count
+        if not lacking:
+            return []
+        (batch,) = self._loss.batches([whole.part(slice(0, 1))], device)
+        return [blank_of(batch)] * lacking
 
     def refresh(self) -> None:
         """Take over the weights, and what a phase changed in the model: its rotary speeds."""
@@ -167,35 +226,50 @@ class PipedModel:
 
     @torch.no_grad()
     def materialise(self) -> None:
-        """Fill the plain model with the whole weights; all ranks together."""
+        """Fill the plain model of the first rank with the whole weights; all ranks together."""
+        if self._group.ranks[0] != 0:
+            return
+        works = []
         for name, parameter in self._shell.named_parameters():
-            if not self._is_here(name):
+            owner = self._homes[name][0]
+            if 0 in self._homes[name]:
+                continue
+            if self._group.rank == owner:
+                works.append(send(parameter.detach().contiguous(), 0, self._group))
+            elif self._mesh.is_first:
                 parameter.data = parameter.data.new_empty(self._whole_shapes[name])
-            broadcast(parameter.data, self._group, self._homes[name][0])
+                dist.recv(parameter.data, self._group.ranks[owner], self._group.handle)
+        for work in works:
+            work.wait()
 
     def release(self) -> None:
         """Empty the plain model of the other stages' weights again."""
-        for name, parameter in self._shell.named_parameters():
-            if not self._is_here(name):
+        for name, parameter in list(self._shell.named_parameters()):
+            if self._is_here(name):
+                continue
+            if parameter.is_meta:
+                nothing = torch.empty(0, dtype=parameter.dtype, device=self._mesh.world.device)
+                replace_parameter(self._shell, name, nothing)
+            else:
                 parameter.data = parameter.data.new_empty(0)
 
     def close(self) -> None:
-        """Let the model's products make their weight gradients themselves again."""
+        """Let the plain model be trained anew: whole on the first rank, in part on the others.
+
+        What a rank does not hold goes to the meta device. The model's products make their weight
+        gradients themselves again.
+        """
         for stage in self.stages.values():
             finish_at_once(stage)
         self._zero.close()
+        for name, parameter in list(self._shell.named_parameters()):
+            if parameter.shape != self._whole_shapes[name]:
+                shape = self._whole_shapes[name]
+                unmade = torch.empty(shape, dtype=parameter.dtype, device="meta")
+                replace_parameter(self._shell, name, unmade)
 
     def _is_here(self, name: str) -> bool:
         return self._group.rank in self._homes[name]
-
-    def _find_homes(self, parts: Sequence[StagePart]) -> dict[str, list[int]]:
-        """Return the pipeline ranks that hold each parameter, its owner first."""
-        homes: dict[str, list[int]] = {}
-        for part, rank in zip(parts, self._placement, strict=True):
-            for name, _ in ModelStage(self._shell, part, self._loss).named_parameters():
-                ranks = homes.setdefault(name, [])
-                ranks += [] if rank in ranks else [rank]
-        return homes
 
     def _runtime(self, microbatches: int) -> PipelineRuntime:
         """Return the runtime for so many microbatches, which a growing batch changes."""
@@ -208,25 +282,24 @@ class PipedModel:
                 group=self._group,
                 device=self._mesh.world.device,
                 stores=self._stores,
-                keeper=_WideGradients(self._compute),
+                keeper=_WideGradients(self._compute, self.rolling),
                 carries_gradient=self._loss.indexer != "warm_up",
             )
         return self._runtimes[microbatches]
 
 
-def make_parts(model: Transformer, config: ParallelConfig, stages: int) -> list[StagePart]:
-    """Cut the model into stages: by the counts of the config, or into equal work.
+def build_model(
+    config: ModelConfig, source: Source, ranks: Ranks, device: str | torch.device
+) -> Transformer:
+    """Return the fp32 model with the weights that this rank trains: its stages', or all.
+
+    In a pipeline the others stand on the meta device; `source` reads or draws what exists only.
 
     Raises:
-        ConfigError: the counts do not fit, or there are more stages than pieces.
+        ConfigError: the model cannot be cut as the mesh asks.
+        MismatchError, CorruptFileError: the source does not fit the config.
     """
-    if config.pieces is not None:
-        if len(config.pieces) != stages:
-            raise ConfigError(
-                expected=f"`pieces` for {stages} stages",
-                found=str(list(config.pieces)),
-                fix="Give one number a stage, or leave `pieces` out",
-            )
-        return stage_parts(model.config, cut_by_counts(model.config, config.pieces))
-    work = piece_work(model.config, model.config.max_position_embeddings)
-    return stage_parts(model.config, cut_by_work(model.config, work, stages, config.mtp_stage))
+    if not isinstance(ranks, Mesh) or ranks.config.pp == 1:
+        return build_part(config, source, lambda _: True, device)
+    placement, rank = place_stages(config, ranks.config), ranks.group("pp").rank
+    return build_part(config, source, lambda name: placement.holds(rank, name), device)

@@ -15,8 +15,8 @@ from fivefold.data.corpus_page import mixture_page
 from fivefold.data.loader import open_loader, read_heldout_rows
 from fivefold.errors import MismatchError
 from fivefold.models.config import ModelConfig
-from fivefold.models.initialise import initialise
 from fivefold.models.transformer import Transformer
+from fivefold.parallel.pipeline.build import InitialWeights
 from fivefold.stage import StageContext
 from fivefold.text.tokenizer import Tokenizer, load_tokenizer
 from fivefold.train.config import PretrainConfig
@@ -25,6 +25,7 @@ from fivefold.train.loop import Learner, Phase, train
 from fivefold.train.losses import language_objective
 from fivefold.train.optimizer import HybridOptimizer
 from fivefold.train.outcome import write_outcome
+from fivefold.train.piped import build_model
 from fivefold.train.sample import make_sampler
 from fivefold.train.schedule import batch_rows
 from fivefold.train.staged_loss import StagedLanguageLoss
@@ -43,9 +44,7 @@ def pretrain(
     torch.set_num_threads(context.threads)
     tokenizer = load_tokenizer(inputs["tokenizer"])
     shape = _fit_to_tokenizer(config.model, tokenizer)
-    model = Transformer(shape)
-    initialise(model, shape, torch.Generator().manual_seed(context.seed))
-    model.to(context.device)
+    model = build_model(shape, InitialWeights(context.seed), context.ranks, context.device)
     freeze_indexers(model)
     rows = read_heldout_rows(inputs["tokens"], config.context_tokens, tokenizer.pad_id)
     examiner = Examiner(model, rows, tokenizer.token_bytes(), config, config.microbatch_rows)

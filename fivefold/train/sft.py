@@ -26,8 +26,8 @@ from fivefold.data.loader import RowLoader, Rows, assemble_all
 from fivefold.data.packed_source import PackedSource
 from fivefold.errors import ConfigError, MismatchError
 from fivefold.models.transformer import Transformer
-from fivefold.parallel.mesh import Mesh
-from fivefold.stage import Ranks, StageContext
+from fivefold.parallel.context.across import ContextParallel
+from fivefold.stage import StageContext
 from fivefold.train.config import GradientConfig
 from fivefold.train.evaluate import Examiner, record_final
 from fivefold.train.loop import Learner, Phase, train
@@ -69,7 +69,6 @@ def sft(config: SftConfig, inputs: Mapping[str, Path], out: Path, context: Stage
     sources = open_conversation_rows(rows, tokens, "train")
     heldout = assemble_all(open_conversation_rows(rows, tokens, "heldout"), tokenizer.pad_id)
     config, mixture = plan_epochs(config, sources)
-    _check_steps(config, context.ranks)
     _log_sources(sources, mixture, config)
     questions = choose_questions(config, given, tokenizer, model)
     config = config.model_copy(update={"sample_prompts": tuple(q.shown for q in questions)})
@@ -101,11 +100,19 @@ def sft_objective(config: GradientConfig) -> Objective:
     """Return the language loss on learned tokens; it also counts them."""
     language = language_objective(config)
 
-    def objective(model: Transformer, part: Rows, whole: Rows, tokens_before: int) -> LossParts:
-        losses = language(model, part, whole, tokens_before)
+    def objective(
+        model: Transformer,
+        part: Rows,
+        whole: Rows,
+        tokens_before: int,
+        context: ContextParallel | None = None,
+    ) -> LossParts:
+        losses = language(model, part, whole, tokens_before, context)
         assert part.weight is not None, "rows of conversations have weights"
         learned = (part.weight > 0) & (part.positions > 0)
-        count = torch.tensor(float(learned.sum()), device=losses.total.device)
+        # Ranks that share the rows' tokens add their counts up: the first one counts.
+        is_counting = context is None or context.group.rank == 0
+        count = torch.tensor(float(learned.sum()) * is_counting, device=losses.total.device)
         return losses._replace(measured={**losses.measured, "answer_tokens": count})
 
     return objective
@@ -170,27 +177,6 @@ def check_template(checkpoint: Path, *, fix: str = "") -> None:
 def _rows_at(seen: int, config: SftConfig) -> int:
     left = -(-(config.total_tokens - seen) // config.conversations.context_tokens)
     return min(batch_rows(seen, config, config.microbatch_rows), left)
-
-
-def _check_steps(config: SftConfig, ranks: Ranks) -> None:
-    """Refuse sharded weights where the rows of a step, the last above all, do not divide.
-
-    Raises:
-        ConfigError: there is such a step.
-    """
-    if not isinstance(ranks, Mesh) or ranks.config.fsdp == 1:
-        return
-    seen = 0
-    while seen < config.total_tokens:
-        rows = _rows_at(seen, config)
-        if rows % ranks.config.data:
-            raise ConfigError(
-                expected=f"steps whose rows divide among {ranks.config.data} data ranks, as `fsdp` "
-                "needs",
-                found=f"a step of {rows} rows after {seen} of {config.total_tokens} tokens",
-                fix="Use `parallel.dp` in the place of `parallel.fsdp`, or set `sft.total_tokens`",
-            )
-        seen += rows * config.conversations.context_tokens
 
 
 def _log_sources(

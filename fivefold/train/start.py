@@ -6,10 +6,11 @@ import torch
 
 from fivefold.errors import ConfigError, MismatchError
 from fivefold.models.config import read_config
-from fivefold.models.convert import read_checkpoint
 from fivefold.models.transformer import Transformer
+from fivefold.parallel.pipeline.build import ReleasedWeights
 from fivefold.stage import StageContext
 from fivefold.text.tokenizer import Tokenizer, load_tokenizer
+from fivefold.train.piped import build_model
 
 
 def start_from(
@@ -39,5 +40,6 @@ def start_from(
             fix="Shorten the context, or pre-train with a larger "
             "`pretrain.model.max_position_embeddings`",
         )
-    model = read_checkpoint(checkpoint, dtype=torch.float32, device=context.device)
+    weights = ReleasedWeights(checkpoint)
+    model = build_model(weights.config, weights, context.ranks, context.device)
     return model.train(), tokenizer

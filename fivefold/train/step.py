@@ -1,8 +1,9 @@
 """One optimizer step: microbatches, clipping, the non-finite policy, the update, router biases.
 
 Data-parallel ranks are given the same rows of the whole step and each runs its share; losses divide
-by what the whole step holds, so that their gradients, metrics and expert counts simply add up. A
-pipeline runs all microbatches at once, in the order of its schedule.
+by what the whole step holds, so that their gradients, metrics and expert counts simply add up.
+Ranks along `cp` run the same rows, each its tokens, and add up alike. A pipeline runs all
+microbatches at once, in the order of its schedule.
 """
 
 import math
@@ -80,22 +81,21 @@ def train_step(
         ConfigError: fewer rows than data ranks.
     """
     group = single() if sharding is None else sharding.data_group
-    if sharding is not None and not sharding.takes_uneven_rows:
-        _check_even(rows, group)
+    everyone = group if sharding is None else sharding.everyone
     optimizer.zero_grad()
     compute.refresh()
     # Conversations end where they end: their last step may have fewer rows than there are ranks.
     parts = own_microbatches(rows, microbatch_rows, group, may_idle=rows.weight is not None)
-    everyone, apart = group, set()
+    apart: Collection[nn.Parameter] = ()
     combine = None
     if isinstance(compute, PipedModel):
         own = [part for part in parts if part is not None]
         measured = compute.run(own, rows, tokens_before, balance)
-        everyone, apart, combine = compute.everyone, compute.uncounted, compute.norm
+        apart, combine = compute.uncounted, compute.norm
     else:
         measured = _run_whole(compute, balance, objective, parts, rows, tokens_before, sharding)
         if len(rows.ids) < group.size:
-            measured = _all_names(measured, group, compute.model.lm_head.weight.device)
+            measured = _all_names(measured, everyone, compute.model.lm_head.weight.device)
     if sharding is not None:
         sharding.finish()
         if combine is None:
@@ -127,7 +127,12 @@ def _run_whole(
     tokens_before: int,
     sharding: Sharding | None,
 ) -> dict[str, Tensor]:
-    """Run forward and backward of each microbatch; return the shares of all metrics."""
+    """Run forward and backward of each microbatch; return the shares of all metrics.
+
+    Where ranks exchange within a microbatch, one without a microbatch of its own runs a row for
+    nothing.
+    """
+    runs_along = sharding is not None and not sharding.takes_uneven_rows
     measured: dict[str, Tensor] = {}
     for part in parts:
         if part is not None:
@@ -137,6 +142,10 @@ def _run_whole(
             balance.add(losses.main_routing, losses.mtp_routing)
             for name, share in losses.measured.items():
                 measured[name] = measured[name] + share if name in measured else share
+        elif runs_along:
+            some = objective(compute.model, rows.part(slice(0, 1)), rows, tokens_before)
+            (0.0 * some.total).backward()
+            compute.collect()
         if sharding is not None:
             sharding.collect()
     return measured
@@ -176,15 +185,6 @@ def own_microbatches(
     parts: list[Rows | None] = [*microbatches(own, size)]
     steps = -(-(most + bool(longer)) // size)
     return parts + [None] * (steps - len(parts))
-
-
-def _check_even(rows: Rows, group: Group) -> None:
-    if len(rows.ids) % group.size:
-        raise ConfigError(
-            expected=f"steps whose rows divide among {group.size} data ranks, as `fsdp` needs",
-            found=f"{len(rows.ids)} rows",
-            fix="Change `batch_rows` and `batch_rows_start`, or use `parallel.dp`",
-        )
 
 
 def clip_gradients(

@@ -50,6 +50,16 @@ class Team:
         """Run the case on every rank and return the ranks' results."""
         if not self._members:
             self._start()
+        try:
+            return self._answers(case, arguments, seconds)
+        except BaseException:
+            # A late answer would reach the next case.
+            self.stop()
+            raise
+
+    def _answers(
+        self, case: Callable[..., T], arguments: tuple[Any, ...], seconds: float
+    ) -> list[T]:
         for _, connection in self._members:
             connection.send_bytes(pickle.dumps((case, arguments)))
         results: dict[int, Any] = {}
@@ -74,7 +84,6 @@ class Team:
         silent = sorted(set(range(self.size)) - set(results) - set(failures))
         if not failures and not silent:
             return [results[rank] for rank in range(self.size)]
-        self.stop()
         told = [f"rank {rank} of {self.size}:\n{text}" for rank, text in sorted(failures.items())]
         if silent:
             told.append(f"ranks {silent} gave no answer within {seconds:.0f} s")

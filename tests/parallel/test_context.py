@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from context_training import Sharing, shared_objective, train_shared
+from spread_training import train_spread
 from team import Team
 from test_batch import make_rows
 from test_zero import EXACT, check_equal, train_alone
@@ -18,7 +18,7 @@ from fivefold.models.mla import LatentAttention
 from fivefold.models.transformer import Block, Transformer
 from fivefold.parallel.collectives import all_reduce
 from fivefold.parallel.config import ParallelConfig
-from fivefold.parallel.context.across import check_attention
+from fivefold.parallel.context.across import ContextParallel, check_attention
 from fivefold.parallel.context.assignment import Order
 from fivefold.parallel.context.attention import Form
 from fivefold.parallel.context.exchange import gathered_bytes, swapped_bytes
@@ -29,48 +29,47 @@ pytestmark = pytest.mark.dist
 
 CP2 = ParallelConfig(cp=2)
 CP4 = ParallelConfig(cp=4)
-DP2_CP2 = ParallelConfig(dp=2, cp=2)
 
 
 @pytest.mark.parametrize("mode", ["dense", "warm_up", "sparse"])
 def test_five_steps_equal_one_process(pair: Team, mode: Mode) -> None:
     setting = Setting(mode=mode, microbatch_rows=4)
     wanted = train_alone(setting, 5)
-    for found in pair.run(train_shared, setting, Sharing(CP2), 5):
+    for found in pair.run(train_spread, setting, CP2, 5):
         check_equal(found, wanted, EXACT)
 
 
 @pytest.mark.parametrize(
-    ("mode", "sharing"),
+    ("mode", "config"),
     [
-        ("dense", Sharing(CP4, form="heads", ranks_per_node=2)),
-        ("sparse", Sharing(CP4)),
-        ("warm_up", Sharing(DP2_CP2, order="zigzag")),
-        ("sparse", Sharing(DP2_CP2, form="heads")),
+        ("dense", ParallelConfig(cp=4, cp_form="heads", ranks_per_node=2)),
+        ("sparse", CP4),
+        ("warm_up", ParallelConfig(dp=2, cp=2, cp_order="zigzag")),
+        ("sparse", ParallelConfig(dp=2, cp=2, cp_form="heads")),
     ],
 )
 def test_five_steps_of_four_ranks_equal_one_process(
-    four: Team, mode: Mode, sharing: Sharing
+    four: Team, mode: Mode, config: ParallelConfig
 ) -> None:
     setting = Setting(mode=mode, microbatch_rows=4)
     wanted = train_alone(setting, 5)
-    for found in four.run(train_shared, setting, sharing, 5):
+    for found in four.run(train_spread, setting, config, 5):
         check_equal(found, wanted, EXACT)
 
 
 def gradients_of(
-    world: World, setting: Setting, sharing: Sharing | None, rows: Rows, change: str = ""
+    world: World, setting: Setting, config: ParallelConfig | None, rows: Rows, change: str = ""
 ) -> dict[str, Tensor]:
     """Return the loss and all gradients of one batch; no sharing: the oracle."""
     model = make_model(setting)
     CHANGES[change](model)
-    if sharing is None:
+    if config is None:
         loss = setting.objective(model, rows, rows, 0).total
         group = Mesh().group("cp")
     else:
-        mesh = Mesh(sharing.config, world)
+        mesh = Mesh(config, world)
         group = mesh.group("cp")
-        loss = shared_objective(setting, sharing.begin(mesh, model))(model, rows, rows, 0).total
+        loss = setting.objective(model, rows, rows, 0, ContextParallel(mesh, model)).total
     loss.backward()
     found = {"loss": all_reduce(loss.detach().clone(), group)}
     for name, parameter in model.named_parameters():
@@ -156,7 +155,9 @@ def test_loss_and_gradients_equal_one_process(
 ) -> None:
     setting = Setting(mode=mode)
     wanted = wanted_gradients(setting, rows, change)
-    for found in four.run(gradients_of, setting, Sharing(CP4, form=form), ROWS[rows], change):
+    for found in four.run(
+        gradients_of, setting, ParallelConfig(cp=4, cp_form=form), ROWS[rows], change
+    ):
         assert furthest(found, wanted)[0] <= EXACT
 
 
@@ -166,7 +167,9 @@ def test_loss_and_gradients_equal_one_process(
 def test_rows_longer_than_a_mask_equal_one_process(pair: Team, change: str, form: Form) -> None:
     setting = Setting()
     wanted = wanted_gradients(setting, "long", change)
-    for found in pair.run(gradients_of, setting, Sharing(CP2, form=form), ROWS["long"], change):
+    for found in pair.run(
+        gradients_of, setting, ParallelConfig(cp=2, cp_form=form), ROWS["long"], change
+    ):
         assert furthest(found, wanted)[0] <= EXACT
 
 
@@ -174,15 +177,17 @@ def test_rows_longer_than_a_mask_equal_one_process(pair: Team, change: str, form
 def test_order_of_tokens_changes_nothing(pair: Team, order: Order) -> None:
     setting = Setting(mode="sparse")
     wanted = wanted_gradients(setting, "odd", "ties")
-    for found in pair.run(gradients_of, setting, Sharing(CP2, order), ROWS["odd"], "ties"):
+    for found in pair.run(
+        gradients_of, setting, ParallelConfig(cp=2, cp_order=order), ROWS["odd"], "ties"
+    ):
         assert furthest(found, wanted)[0] <= EXACT
 
 
-def hidden_states(world: World, setting: Setting, sharing: Sharing) -> Tensor:
+def hidden_states(world: World, setting: Setting, config: ParallelConfig) -> Tensor:
     """Return the hidden states of all tokens, in the microbatch's order."""
-    mesh = Mesh(sharing.config, world)
+    mesh = Mesh(config, world)
     model = make_model(setting)
-    context = sharing.begin(mesh, model)
+    context = ContextParallel(mesh, model)
     rows = ROWS["odd"]
     batch = make_batch(rows, 0, "cpu", keeps_padding=True)
     around = context.surroundings(model, batch.positions_BT, batch.documents_BT, indexer="sparse")
@@ -194,7 +199,9 @@ def hidden_states(world: World, setting: Setting, sharing: Sharing) -> Tensor:
 def test_ranks_agree_bitwise_and_forms_too(four: Team) -> None:
     setting = Setting(mode="sparse", dtype="float32")
     runs = [
-        four.run(hidden_states, setting, Sharing(CP4, form="heads", ranks_per_node=nodes))
+        four.run(
+            hidden_states, setting, ParallelConfig(cp=4, cp_form="heads", ranks_per_node=nodes)
+        )
         for nodes in (None, 1, 2, 4)
     ]
     flat = runs[0][0]
@@ -202,18 +209,18 @@ def test_ranks_agree_bitwise_and_forms_too(four: Team) -> None:
     assert all(torch.equal(found, flat) for run in runs for found in run)
 
 
-def probe(world: World, sharing: Sharing | None) -> list[Tensor]:
+def probe(world: World, config: ParallelConfig | None) -> list[Tensor]:
     """Return totals, counts and masses of attention of every layer."""
-    mesh = Mesh() if sharing is None else Mesh(sharing.config, world)
+    mesh = Mesh() if config is None else Mesh(config, world)
     model = make_model(Setting())
     model.set_index_topk(4)
     rows = ROWS["odd"]
     batch = make_batch(rows, 0, "cpu", keeps_padding=True)
     ids = batch.ids_BT
-    if sharing is None:
+    if config is None:
         around = model.surroundings(batch.positions_BT, batch.documents_BT, indexer="probe")
     else:
-        context = sharing.begin(mesh, model)
+        context = ContextParallel(mesh, model)
         around = context.surroundings(
             model, batch.positions_BT, batch.documents_BT, indexer="probe"
         )
@@ -230,7 +237,7 @@ def probe(world: World, sharing: Sharing | None) -> list[Tensor]:
 
 def test_probe_counts_every_query_once(pair: Team) -> None:
     wanted = probe(ALONE, None)
-    for found in pair.run(probe, Sharing(CP2)):
+    for found in pair.run(probe, CP2):
         for mine, theirs in zip(found, wanted, strict=True):
             assert torch.allclose(mine, theirs, rtol=EXACT, atol=0)
 
@@ -241,9 +248,7 @@ def look_alone(world: World, setting: Setting) -> bool:
     ids = torch.arange(2 * 16).view(2, 16)
     with torch.no_grad():
         before = model(ids).hidden_BTD
-        Sharing(ParallelConfig(cp=world.size)).begin(
-            Mesh(ParallelConfig(cp=world.size), world), model
-        )
+        ContextParallel(Mesh(ParallelConfig(cp=world.size), world), model)
         return torch.equal(model(ids).hidden_BTD, before) and bool(copies(model.state_dict()))
 
 
@@ -269,13 +274,13 @@ def test_attention_that_cannot_be_shared_is_refused(change: str, message: str) -
         check_attention(attention, "heads", 2)
 
 
-def bytes_of_a_batch(world: World, setting: Setting, sharing: Sharing) -> dict[str, float]:
+def bytes_of_a_batch(world: World, setting: Setting, config: ParallelConfig) -> dict[str, float]:
     """Return what this rank sent for the attention of one batch, forward and backward."""
-    mesh = Mesh(sharing.config, world)
+    mesh = Mesh(config, world)
     model = make_model(setting)
     rows = rows_of_step(0)
-    objective = shared_objective(setting, sharing.begin(mesh, model))
-    objective(model, rows, rows, 0).total.backward()
+    context = ContextParallel(mesh, model)
+    setting.objective(model, rows, rows, 0, context).total.backward()
     return {operation: mesh.ledger.sent_bytes(operation) for operation, _ in mesh.ledger.totals}
 
 
@@ -290,7 +295,7 @@ def test_bytes_of_a_batch_are_those_of_the_formulas(four: Team, form: Form) -> N
     gathered = calls * gathered_bytes(tokens, width, 4, 4)
     width = shape.num_attention_heads * (shape.qk_head_dim + shape.v_head_dim)
     swapped = calls * swapped_bytes(tokens // 4, width, 4, 4)
-    for found in four.run(bytes_of_a_batch, setting, Sharing(CP4, form=form)):
+    for found in four.run(bytes_of_a_batch, setting, ParallelConfig(cp=4, cp_form=form)):
         assert found["all_gather"] == found["reduce_scatter"] == gathered
         # There, and back again for the gradients.
         assert found.get("all_to_all", 0.0) == 2 * swapped * (form == "heads")

@@ -112,11 +112,14 @@ def prepared(finished: Path, tmp_path: Path) -> Path:
     [
         pytest.param(("parallel.dp=2",), marks=pytest.mark.slow),
         ("parallel.pp=2", "parallel.dp=2"),
+        ("parallel.tp=2",),
+        pytest.param(("parallel.dp=2", "parallel.ep=2"), marks=pytest.mark.slow),
+        pytest.param(("parallel.cp=2",), marks=pytest.mark.slow),
         pytest.param(
             ("parallel.pp=2", "parallel.schedule=zb_v", "parallel.chunks=2"), marks=pytest.mark.slow
         ),
     ],
-    ids=["dp2", "pp2_dp2", "pp2_zb_v"],
+    ids=["dp2", "pp2_dp2", "tp2", "dp2_ep2", "cp2", "pp2_zb_v"],
 )
 def test_ranks_train_and_export_as_one(
     finished: Path, prepared: Path, mesh: tuple[str, ...]
@@ -264,6 +267,7 @@ def test_a_mesh_without_torchrun_says_how_to_start() -> None:
 
 
 def test_axes_that_no_training_spreads_over_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(ConfigError, match=r"parallel\.dp=2"), joined(ParallelConfig(tp=2), "cpu"):
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    refused = pytest.raises(ConfigError, match=r"without `tp=2` beside `pp`")
+    with refused, joined(ParallelConfig(pp=2, tp=2), "cpu"):
         pass

@@ -1,4 +1,4 @@
-"""The later gradient stages under torchrun, cut into a pipeline, against one process."""
+"""The later gradient stages under torchrun, on every axis, against one process."""
 
 import shutil
 from pathlib import Path
@@ -8,6 +8,7 @@ from safetensors.torch import load_file
 from test_launch import command, run_to_end
 
 from fivefold.metrics import read_metrics
+from fivefold.parallel.config import ParallelConfig
 
 pytestmark = [pytest.mark.dist, pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -43,12 +44,19 @@ def read(run: Path, stage: str) -> dict[tuple[int, str], float]:
     return {(r["step"], name): r[name] for r in records for name in NAMES if name in r}
 
 
-def test_later_stages_train_and_export_as_one(finished: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "mesh", [{"pp": 2, "dp": 2}, {"tp": 2}, {"dp": 2, "ep": 2}, {"cp": 2}], ids=str
+)
+def test_later_stages_train_and_export_as_one(
+    finished: Path, tmp_path: Path, mesh: dict[str, int]
+) -> None:
     run = tmp_path / "together"
     shutil.copytree(finished, run)
     for stage in STAGES:
         shutil.rmtree(run / stage)
-    run_to_end(command(run, *SHORT, "parallel.pp=2", "parallel.dp=2", ranks=4, until="sft"))
+    axes = [f"parallel.{axis}={size}" for axis, size in mesh.items()]
+    ranks = ParallelConfig(**mesh).size  # pyright: ignore[reportArgumentType]
+    run_to_end(command(run, *SHORT, *axes, ranks=ranks, until="sft"))
     for stage in STAGES:
         wanted, found = read(finished, stage), read(run, stage)
         assert len(wanted) > 2

@@ -1,32 +1,23 @@
 """Tensor, sequence and expert parallelism against one process: gradients, steps, bytes."""
 
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from unittest import mock
 
 import pytest
 import torch
+from spread_training import Run, train_spread, whole_of
 from team import Team
 from test_zero import EXACT, Trained, check_equal, train_alone
-from tiny_training import TINY, TOKENS, Mode, Setting, copies, furthest, make_model, rows_of_step
+from tiny_training import TINY, TOKENS, Mode, Setting, furthest, make_model, rows_of_step
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
-from fivefold.models.transformer import BlockOutput, Transformer
+from fivefold.models.transformer import BlockOutput
 from fivefold.parallel.config import ParallelConfig
 from fivefold.parallel.mesh import Mesh, World
-from fivefold.parallel.saver import Saver
-from fivefold.parallel.tensor import SplitModel, cut_of
-from fivefold.parallel.tensor_rows import SplitRows
-from fivefold.train import losses
-from fivefold.train.balance import BalanceTracker
+from fivefold.parallel.tensor import cut_of
 from fivefold.train.batch import label_counts
-from fivefold.train.checkpoint import load_state, save_state
-from fivefold.train.compute import ComputeModel
-from fivefold.train.optimizer import HybridOptimizer
-from fivefold.train.step import StepResult, own_microbatches, train_step
+from fivefold.train.step import own_microbatches
 
 pytestmark = [pytest.mark.dist, pytest.mark.slow]
 
@@ -42,90 +33,33 @@ MESHES = {
 }
 
 
-@contextmanager
-def head_of(model: Transformer) -> Iterator[None]:
-    """Make the objective use the model's own head."""
-    loss = getattr(model, "head_loss", losses.chunked_loss_and_logprobs)
-    with mock.patch.object(losses, "chunked_loss_and_logprobs", loss):
-        yield
-
-
-class Run:
-    """One rank's training on a mesh with `tp` or `ep`."""
-
-    def __init__(
-        self, world: World, setting: Setting, config: ParallelConfig, recompute: bool = False
-    ) -> None:
-        self.mesh = Mesh(config, world)
-        self.setting = setting
-        self.plain = make_model(setting)
-        named, optimizer = self.plain.named_parameters(), setting.config.optimizer
-        whole = HybridOptimizer(named, self.plain.config, optimizer)
-        self.split = SplitModel(self.plain, self.mesh)
-        self.split.release()
-        self.sharding = SplitRows(self.split)
-        self.optimizer = whole.sharded(self.sharding)
-        dtype = getattr(torch, setting.config.compute_dtype)
-        self.compute = ComputeModel(self.split.model, dtype, recompute=recompute)
-        self.tracker = BalanceTracker(self.split.model)
-
-    def take_step(self, step: int) -> StepResult:
-        self.mesh.ledger.reset()
-        with head_of(self.compute.model):
-            return train_step(
-                self.compute,
-                self.optimizer,
-                self.tracker,
-                self.setting.objective,
-                rows_of_step(step),
-                1000 * step,
-                self.setting.config,
-                microbatch_rows=self.setting.microbatch_rows,
-                sharding=self.sharding,
-            )
-
-
-def train_split(
-    world: World,
-    setting: Setting,
-    config: ParallelConfig,
-    steps: int,
-    recompute: bool = False,
-    nan_rank: int = -1,
-) -> Trained:
-    """Train; `nan_rank` has a gradient that is not a number in the last step."""
-    run = Run(world, setting, config, recompute)
-    results = []
-    for step in range(steps):
-        if world.rank == nan_rank and step == steps - 1:
-            run.compute.model.layers[0].register_forward_hook(_spoil)
-        results.append(run.take_step(step))
-    state = {name: whole_of(value) for name, value in run.optimizer.state_dict().items()}
-    run.split.materialise()
-    return Trained(results, copies(run.plain.state_dict()), state, {})
+def train_spoilt(world: World, setting: Setting, config: ParallelConfig) -> Trained:
+    """Take two steps; the last rank has a gradient that is not a number in the second."""
+    run = Run(Mesh(config, world), setting)
+    results = run.take_steps(range(1))
+    if world.rank == world.size - 1:
+        run.spreading.compute.model.layers[0].register_forward_hook(_spoil)
+    return run.end(results + run.take_steps(range(1, 2)))
 
 
 def _spoil(_: object, __: object, output: BlockOutput) -> BlockOutput:
     return output._replace(x_BTD=output.x_BTD * math.nan)
 
 
-def whole_of(tensor: Tensor) -> Tensor:
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor.detach().clone()
-
-
 def gradients_split(
     world: World, setting: Setting, config: ParallelConfig
 ) -> tuple[float, dict[str, Tensor]]:
     """Return the loss of one step and all gradients, whole."""
-    run = Run(world, setting, config)
-    mesh, split, sharding = run.mesh, run.split, run.sharding
+    mesh = Mesh(config, world)
+    run = Run(mesh, setting)
+    model, sharding = run.spreading.compute.model, run.spreading.sharding
+    assert sharding is not None, "there are several ranks"
     total = torch.zeros((), dtype=torch.float64)
-    with head_of(split.model):
-        for part in own_microbatches(rows_of_step(0), setting.microbatch_rows, mesh.data):
-            assert part is not None
-            loss = setting.objective(split.model, part, rows_of_step(0), 0).total
-            loss.backward()
-            total += loss.detach()
+    for part in own_microbatches(rows_of_step(0), setting.microbatch_rows, mesh.data):
+        assert part is not None
+        loss = setting.objective(model, part, rows_of_step(0), 0).total
+        loss.backward()
+        total += loss.detach()
     sharding.finish()
     gradients = {
         name: whole_of(sharding.as_global(name, row.grad))
@@ -183,21 +117,21 @@ def test_loss_and_all_gradients_equal_one_process(
 def test_five_steps_equal_one_process(pair: Team, four: Team, mode: Mode, mesh: str) -> None:
     setting = Setting(mode=mode)
     wanted = train_alone(setting, 5)
-    for found in team_of(mesh, pair, four).run(train_split, setting, MESHES[mesh], 5):
+    for found in team_of(mesh, pair, four).run(train_spread, setting, MESHES[mesh], 5):
         check_equal(found, wanted, EXACT)
 
 
 def test_recomputed_blocks_exchange_again(four: Team) -> None:
-    setting = Setting(mode="sparse")
+    setting = Setting(mode="sparse", recompute=True)
     wanted = train_alone(setting, 1)
-    for found in four.run(train_split, setting, MESHES["dp2_tp2_ep4"], 1, True):
+    for found in four.run(train_spread, setting, MESHES["dp2_tp2_ep4"], 1):
         check_equal(found, wanted, EXACT)
 
 
 def test_a_copy_in_bf16_computes_on_the_same_ranks(pair: Team) -> None:
     setting = Setting(dtype="float32", compute_dtype="bfloat16")
     wanted = train_alone(setting, 1).results[0].measured["loss_nats"]
-    for found in pair.run(train_split, setting, MESHES["tp2_ep2"], 1):
+    for found in pair.run(train_spread, setting, MESHES["tp2_ep2"], 1):
         assert found.results[0].measured["loss_nats"] == pytest.approx(wanted, rel=1e-2)
 
 
@@ -216,31 +150,26 @@ def train_saved(
     world: World, setting: Setting, config: ParallelConfig, steps: tuple[int, int], directory: Path
 ) -> dict[str, Tensor]:
     """Take some steps from the saved state on, save, and return the whole weights."""
-    run = Run(world, setting, config)
-    model, optimizer = run.split.model, run.optimizer
-    load_state(directory, model, optimizer, run.mesh)
-    run.sharding.take_over()
-    for step in range(*steps):
-        run.take_step(step)
-    saver = Saver(run.mesh)
-    save_state(directory, steps[1], model, optimizer, {}, saver)
-    saver.finish()
-    run.mesh.wait()
-    run.split.materialise()
-    return copies(run.plain.state_dict())
+    run = Run(Mesh(config, world), setting)
+    if steps[0]:
+        run.load(directory)
+    results = run.take_steps(range(*steps))
+    run.save(directory, steps[1])
+    return run.end(results).weights
 
 
 def exchanged(world: World, setting: Setting, config: ParallelConfig) -> dict[str, float]:
     """Return the bytes that tensor ranks exchange in one step, and those of its gradients."""
-    run = Run(world, setting, config)
-    run.mesh.ledger.reset()
+    mesh = Mesh(config, world)
+    spreading = Run(mesh, setting).spreading
+    assert spreading.sharding is not None, "there are several ranks"
+    ledger = mesh.ledger
+    ledger.reset()
     part = rows_of_step(0).part(slice(0, 2))
-    with head_of(run.split.model):
-        setting.objective(run.split.model, part, rows_of_step(0), 0).total.backward()
-    ledger = run.mesh.ledger
+    setting.objective(spreading.compute.model, part, rows_of_step(0), 0).total.backward()
     operations = ("all_gather", "reduce_scatter", "all_reduce")
     sent = {name: ledger.sent_bytes(name, "tp") for name in operations}
-    run.sharding.finish()
+    spreading.sharding.finish()
     return sent | {"gradients": ledger.sent_bytes("all_to_all", "dp+fsdp+cp+tp")}
 
 
@@ -298,6 +227,6 @@ def gradient_bytes(
 def test_a_nan_on_one_rank_skips_the_step_on_all(pair: Team) -> None:
     setting = Setting()
     before = train_alone(setting, 1)
-    for found in pair.run(train_split, setting, MESHES["tp2_ep2"], 2, False, 1):
+    for found in pair.run(train_spoilt, setting, MESHES["tp2_ep2"]):
         assert [result.is_skipped for result in found.results] == [False, True]
         assert furthest(found.weights, before.weights)[0] <= EXACT

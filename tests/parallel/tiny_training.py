@@ -15,6 +15,7 @@ from fivefold.data.loader import Rows
 from fivefold.models.config import FivefoldFields
 from fivefold.models.initialise import initialise
 from fivefold.models.preset import preset
+from fivefold.models.surroundings import IndexerMode
 from fivefold.models.transformer import Transformer
 from fivefold.train.config import GradientConfig
 from fivefold.train.losses import Objective, language_objective, warm_up_objective
@@ -22,6 +23,7 @@ from fivefold.train.optimizer_config import OptimizerConfig
 
 Mode = Literal["dense", "warm_up", "sparse"]
 """Pre-training; the indexers alone; everything on selected keys."""
+INDEXER: dict[Mode, IndexerMode] = {"dense": "frozen", "warm_up": "warm_up", "sparse": "sparse"}
 
 TINY = preset(
     "nano",
@@ -55,6 +57,12 @@ class Setting:
     """Gradients are several times longer."""
     compute_dtype: str | None = None
     """Of forward and backward; None: `dtype`."""
+    recompute: bool | tuple[int, ...] = False
+    """Where a mesh spreads the training."""
+    offload: bool | tuple[int, ...] = False
+    """As `recompute`."""
+    activation_bytes: int | None = None
+    """As `recompute`."""
 
     @property
     def config(self) -> GradientConfig:
@@ -70,7 +78,13 @@ class Setting:
             balance_loss_weight=0.01,
             clip_norm=self.clip_norm,
         ).model_copy(
-            update={"optimizer": optimizer, "compute_dtype": self.compute_dtype or self.dtype}
+            update={
+                "optimizer": optimizer,
+                "compute_dtype": self.compute_dtype or self.dtype,
+                "recompute": self.recompute,
+                "offload": self.offload,
+                "activation_bytes": self.activation_bytes,
+            }
         )
 
     @property

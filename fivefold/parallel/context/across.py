@@ -38,37 +38,26 @@ _STAGES: dict[IndexerMode, TrainingStage] = {
 class ContextParallel:
     """Context parallelism of one model along `cp`."""
 
-    def __init__(
-        self,
-        mesh: Mesh,
-        model: Transformer,
-        *,
-        order: Order = "balanced",
-        form: Form = "latents",
-        ranks_per_node: int | None = None,
-    ) -> None:
+    def __init__(self, mesh: Mesh, model: Transformer) -> None:
         """Let the attention of `model` see the keys of all ranks; other uses of it stay as before.
 
-        Args:
-            mesh: the ranks; all make this in the same order.
-            model: the model that runs; its parameters stay where and what they are.
-            order: how tokens are dealt to ranks.
-            form: how attention runs.
-            ranks_per_node: neighbours along `cp` that share a node, for an exchange of heads in two
-                phases; None: in one.
+        All ranks of `mesh` make this in the same order. The parameters of `model`, the one that
+        runs, stay where and what they are.
 
         Raises:
             ConfigError: heads or nodes that do not divide; attention that another axis has changed.
         """
         self.group = mesh.group("cp")
-        self.order: Order = order
-        self.form: Form = form
+        config = mesh.config
+        self.order: Order = config.cp_order
+        self.form: Form = config.cp_form
         self.exchange = swap_flat(self.group)
-        if ranks_per_node is not None:
+        ranks_per_node = config.ranks_per_node
+        if ranks_per_node is not None and ranks_per_node < self.group.size:
             self.exchange = TwoPhase(mesh, "cp", ranks_per_node)
         for module in model.modules():
             if isinstance(module, LatentAttention):
-                check_attention(module, form, self.group.size)
+                check_attention(module, self.form, self.group.size)
                 # As FSDP2 does: the class changes, parameters and names stay.
                 module.__class__ = ContextAttention
 

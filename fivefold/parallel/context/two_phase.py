@@ -6,15 +6,12 @@ of equal place. The same bytes cross nodes as in one phase, in (M - 1) messages 
 GLM-5 report, section 2.4, hierarchical all-to-all.
 """
 
-from datetime import timedelta
-
-import torch.distributed as dist
 from torch import Tensor
 
 from fivefold.errors import ConfigError
 from fivefold.parallel.config import rank_table
 from fivefold.parallel.context.exchange import swap_flat
-from fivefold.parallel.mesh import Group, Mesh
+from fivefold.parallel.mesh import Mesh
 
 
 class TwoPhase:
@@ -42,8 +39,8 @@ class TwoPhase:
         between = [
             ranks[local::ranks_per_node] for ranks in table for local in range(ranks_per_node)
         ]
-        self.within = _make_group(mesh, f"{axis} within nodes", within)
-        self.between = _make_group(mesh, f"{axis} between nodes", between)
+        self.within = mesh.make_group(f"{axis} within nodes", within)
+        self.between = mesh.make_group(f"{axis} between nodes", between)
 
     def __call__(self, x: Tensor) -> Tensor:
         """Exchange (ranks, ...), part by part."""
@@ -54,14 +51,3 @@ class TwoPhase:
         # Now (source in this node, destination's node).
         second = swap_flat(self.between)(first.transpose(0, 1))
         return second.flatten(0, 1)
-
-
-def _make_group(mesh: Mesh, name: str, table: list[tuple[int, ...]]) -> Group:
-    mine, handle = (mesh.rank,), None
-    for ranks in table:
-        limit = timedelta(seconds=mesh.config.timeout_seconds)
-        made = dist.new_group(list(ranks), timeout=limit) if len(ranks) > 1 else None
-        if mesh.rank in ranks:
-            mine, handle = ranks, made
-    assert handle is None or isinstance(handle, dist.ProcessGroup)
-    return Group(name, mine, mine.index(mesh.rank), handle, mesh.ledger)

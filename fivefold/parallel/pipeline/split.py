@@ -48,6 +48,17 @@ class StagePart:
         """Does it hold the embedding, or a copy of it?"""
         return self.embeds or self.mtp_depths > 0
 
+    @property
+    def prefixes(self) -> tuple[str, ...]:
+        """What the names of its parameters begin with."""
+        return (
+            *(["embed_tokens."] if self.reads_embedding else []),
+            *(f"layers.{layer}." for layer in self.layers),
+            *(["norm."] if self.has_norm else []),
+            *(["mtp."] if self.mtp_depths else []),
+            *(["lm_head."] if self.has_head else []),
+        )
+
 
 def mtp_depths(config: ModelConfig) -> int:
     """Return the depths that the MTP layer is unrolled to in training."""

@@ -6,12 +6,13 @@ import pytest
 import torch
 from piped import EMBEDDING, ONE_BY_ONE, Case, cut_model, whole_step
 from team import Team, World
-from torch import nn
+from torch import Tensor, nn
 
 from fivefold.parallel.config import ParallelConfig
 from fivefold.parallel.mesh import Mesh, single
-from fivefold.parallel.pipeline.rolling import RollingGradients
+from fivefold.parallel.pipeline.rolling import RollingGradients, RollingLedger
 from fivefold.parallel.pipeline.stage import ModelStage
+from fivefold.parallel.pipeline.weight_store import add_gradient
 
 pytestmark = pytest.mark.dist
 
@@ -19,14 +20,20 @@ pytestmark = pytest.mark.dist
 class Rolled(NamedTuple):
     error: float
     names: set[str]
-    peak_live: int
+    ledger: RollingLedger
+    full_bytes: int
     calls: int
     sent_bytes: int
-    lengths: list[int]
+    run_bytes: dict[int, int]
+    """Of each stage."""
+    buckets: dict[int, int]
+    """Of each stage."""
+    largest_bytes: int
+    """Of a bucket."""
 
 
 def rolled(world: World, case: Case, steps: int) -> Rolled:
-    """Compare the shards after some steps with one process, and return what the ledgers counted."""
+    """Compare the rows after some steps with one process, and return what the ledgers counted."""
     _, wanted = whole_step(case)
     mesh = Mesh(ParallelConfig(pp=2, dp=2), world)
     pipeline, data = mesh.group("pp"), mesh.group("dp")
@@ -35,93 +42,122 @@ def rolled(world: World, case: Case, steps: int) -> Rolled:
     embeddings: set[nn.Parameter] = set()
 
     def make_keeper(stages: dict[int, ModelStage]) -> RollingGradients:
-        embeddings.update(
-            parameter
-            for stage in stages.values()
-            for name, parameter in stage.named_parameters()
-            if name == EMBEDDING
-        )
-        return RollingGradients(stages, data, apart=embeddings)
+        named = {stage: dict(module.named_parameters()) for stage, module in stages.items()}
+        embeddings.update(one.pop(EMBEDDING) for one in named.values() if EMBEDDING in one)
+        return RollingGradients(named, data, bucket_bytes=2**14)
 
     piped = cut_model(case, pipeline, half, make_keeper)
     rolling = piped.keeper
     assert isinstance(rolling, RollingGradients)
     mesh.ledger.reset()
+    rows: dict[str, Tensor] = {}
     for _ in range(steps):
         rolling.begin()
         for weight in embeddings:
             weight.grad = None
         piped.runtime.step(piped.batches(parts))
-        rolling.finish()
-    shards = rolling.shards
+        rows = rolling.finish()
     sent, calls = mesh.ledger.sent_bytes("reduce_scatter"), mesh.ledger.calls("reduce_scatter")
     error, names = 0.0, set()
-    for stage, module in piped.stages.items():
-        pieces = [torch.empty_like(shards[stage]) for _ in range(data.size)]
-        torch.distributed.all_gather(pieces, shards[stage], group=data.handle)
-        whole = torch.cat(pieces)
-        name_of = {parameter: name for name, parameter in module.named_parameters()}
-        for parameter in rolling.parameters[stage]:
-            found, whole = whole[: parameter.numel()], whole[parameter.numel() :]
-            target = wanted[name_of[parameter]].flatten()
-            error = max(error, float((found - target).abs().max() / target.abs().max()))
-            names.add(name_of[parameter])
-    lengths = [length for length in rolling.lengths.values() if length]
-    return Rolled(error, names, rolling.ledger.peak_live, calls, int(sent), lengths)
+    for bucket in (bucket for buckets in rolling.buckets.values() for bucket in buckets):
+        for name, shard in bucket.shards.items():
+            target = wanted[name][shard.rows]
+            difference = (rows[name] - target).abs().max() if target.numel() else torch.zeros(())
+            error = max(error, float(difference / wanted[name].abs().max()))
+            names.add(name)
+    return Rolled(
+        error,
+        names,
+        rolling.ledger,
+        rolling.full_bytes,
+        calls,
+        int(sent),
+        {stage: rolling.run_bytes(stage) for stage in piped.stages},
+        {stage: len(rolling.buckets[stage]) for stage in piped.stages},
+        max(bucket.whole_bytes for buckets in rolling.buckets.values() for bucket in buckets),
+    )
 
 
 @pytest.mark.parametrize(("schedule", "chunks"), [("interleaved", 3), ("zb_h1", 1)])
-def test_shards_hold_the_gradients_of_one_process(four: Team, schedule: str, chunks: int) -> None:
+def test_rows_hold_the_gradients_of_one_process(four: Team, schedule: str, chunks: int) -> None:
     case = Case(schedule, chunks=chunks, layers=3, dtype=torch.float64)
     results = four.run(rolled, case, 2)
     seen: set[str] = set()
     for found in results:
         assert found.error < 1e-10
-        assert found.peak_live == min(2, len(found.lengths))
         # Four microbatches a data rank: two runs of two for each chunk, or one without chunks.
         runs = 2 if chunks > 1 else 1
-        assert found.calls == 2 * runs * len(found.lengths)
-        assert found.sent_bytes == 2 * runs * sum(found.lengths) * 8 // 2
+        assert found.ledger.runs == 2 * runs * sum(map(bool, found.buckets.values()))
+        assert found.calls == 2 * runs * sum(found.buckets.values())
+        # Half of every run goes to the other data rank.
+        assert found.sent_bytes == 2 * runs * sum(found.run_bytes.values()) // 2
+        assert found.ledger.filling_bytes == found.ledger.travelling_bytes == 0
+        assert found.full_bytes == max(found.run_bytes.values())
+        if chunks > 1:
+            assert found.full_bytes < found.ledger.peak_bytes <= 2 * found.full_bytes
+        else:
+            # Nothing fills meanwhile: the one gradient, and two of its buckets.
+            assert found.ledger.peak_bytes <= found.full_bytes + 2 * found.largest_bytes
         seen |= found.names
     assert seen == set(whole_step(case)[1]) - {EMBEDDING}
 
 
-def test_a_third_stage_waits_for_a_buffer() -> None:
-    stages = {index: torch.nn.Linear(3, 2) for index in range(3)}
-    rolling = RollingGradients(stages, single())
+def named(modules: dict[int, nn.Module]) -> dict[int, dict[str, nn.Parameter]]:
+    return {
+        stage: {f"{stage}.{name}": p for name, p in module.named_parameters()}
+        for stage, module in modules.items()
+    }
+
+
+def test_stages_take_turns_with_two_buffers() -> None:
+    stages: dict[int, nn.Module] = {index: nn.Linear(3, 2) for index in range(3)}
+    rolling = RollingGradients(named(stages), single())
     rolling.begin()
     for index in (0, 1, 2, 0):
         rolling.acquire(index)
         stages[index](torch.ones(1, 3)).sum().backward()
         rolling.release(index)
-    shards = rolling.finish()
-    assert rolling.ledger.peak_live == 2
-    assert shards[0].tolist() == [2.0] * 8
-    assert shards[2].tolist() == [1.0] * 8
+    rows = rolling.finish()
+    assert rolling.ledger.peak_bytes == 2 * rolling.full_bytes == 2 * 8 * 4
+    assert rows["0.weight"].tolist() == [[2.0] * 3] * 2
+    assert rows["2.bias"].tolist() == [1.0] * 2
+    rolling.begin()
+    assert rolling.finish()["0.weight"].tolist() == [[0.0] * 3] * 2
 
 
-def test_stages_that_are_not_released_are_told() -> None:
-    stages = {index: torch.nn.Linear(3, 2) for index in range(3)}
-    rolling = RollingGradients(stages, single())
+def test_only_what_a_backward_added_to_is_touched() -> None:
+    stages: dict[int, nn.Module] = {index: nn.Linear(3, 2) for index in range(2)}
+    rolling = RollingGradients(named(stages), single())
+    rolling.begin()
     rolling.acquire(0)
+    (stages[0].get_parameter("bias") * 0).sum().backward()
+    rolling.release(0)
     rolling.acquire(1)
-    with pytest.raises(AssertionError, match="not released before"):
-        rolling.acquire(2)
+    add_gradient(stages[1].get_parameter("weight"), torch.ones(2, 3))
+    rolling.release(1)
+    assert rolling.touched == {"0.bias", "1.weight"}
+    rolling.finish()
+    rolling.begin()
+    assert rolling.touched == frozenset()
+
+
+def test_a_stage_that_is_not_released_is_told() -> None:
+    rolling = RollingGradients(named({index: nn.Linear(3, 2) for index in range(2)}), single())
+    rolling.acquire(0)
+    with pytest.raises(AssertionError, match="not released before 1"):
+        rolling.acquire(1)
 
 
 def test_a_replaced_gradient_is_noticed() -> None:
-    stages = {0: torch.nn.Linear(3, 2)}
-    rolling = RollingGradients(stages, single())
+    layer = nn.Linear(3, 2)
+    rolling = RollingGradients(named({0: layer}), single())
     rolling.acquire(0)
-    stages[0].weight.grad = torch.zeros(2, 3)
-    with pytest.raises(AssertionError, match="was replaced"):
+    layer.weight.grad = torch.zeros(2, 3)
+    with pytest.raises(AssertionError, match="weight was replaced"):
         rolling.release(0)
 
 
 def test_a_parameter_of_two_stages_is_refused() -> None:
-    table = torch.nn.Linear(3, 2)
-    with pytest.raises(AssertionError, match="belong to `apart`"):
-        RollingGradients({0: table, 1: table}, single())
-    RollingGradients(
-        {0: torch.nn.Linear(1, 1), 1: table, 2: table}, single(), apart=[*table.parameters()]
-    )
+    table = nn.Linear(3, 2)
+    with pytest.raises(AssertionError, match="are kept apart"):
+        RollingGradients(named({0: table, 1: table}), single())

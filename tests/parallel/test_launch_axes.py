@@ -1,0 +1,153 @@
+"""Tensor, expert and context parallelism in training, as the loop spreads it, against one process.
+
+Wider meshes and the later stages' objectives are in `test_tensor_training` and `test_context`, the
+command itself in `test_launch`.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from spread_training import Run, train_spread
+from team import Team
+from test_zero import EXACT, Trained, check_equal, train_alone
+from tiny_training import Mode, Setting, copies, furthest, rows_of_step
+from torch import Tensor
+
+from fivefold.errors import ConfigError
+from fivefold.parallel.config import ParallelConfig
+from fivefold.parallel.mesh import Mesh, World
+from fivefold.stage import OneProcess
+from fivefold.train.sft import sft_objective
+
+pytestmark = [pytest.mark.dist, pytest.mark.timeout(400)]
+
+TP2 = ParallelConfig(tp=2)
+EP2 = ParallelConfig(dp=2, ep=2)
+CP2 = ParallelConfig(cp=2)
+
+
+def train_in_turns(
+    world: World, setting: Setting, turns: list[tuple[ParallelConfig, range]], directory: Path
+) -> list[Trained]:
+    """Train on one mesh after the other, each from the state of the one before."""
+    found = []
+    for config, steps in turns:
+        run = Run(Mesh(config, world), setting)
+        if steps.start:
+            assert run.load(directory) == steps.start
+        results = run.take_steps(steps)
+        run.save(directory, steps.stop)
+        found.append(run.end(results))
+    return found
+
+
+def test_a_training_that_moves_from_mesh_to_mesh_equals_one_process(
+    pair: Team, tmp_path: Path
+) -> None:
+    setting = Setting(mode="sparse")
+    turns = [(CP2, range(2)), (TP2, range(2, 4)), (EP2, range(4, 5))]
+    for found in pair.run(train_in_turns, setting, turns, tmp_path, seconds=180):
+        for (_, steps), one in zip(turns, found, strict=True):
+            wanted = train_alone(setting, steps.stop)
+            results = wanted.results[steps.start :]
+            check_equal(one, Trained(results, wanted.weights, wanted.state, {}), EXACT)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["dense", "warm_up", "sparse"])
+@pytest.mark.parametrize(
+    "config",
+    [
+        ParallelConfig(dp=2, cp=2),
+        ParallelConfig(dp=2, cp=2, zero=0, cp_order="zigzag"),
+        ParallelConfig(dp=2, cp=2, zero=2, cp_form="heads", bucket_bytes=2**15),
+        ParallelConfig(cp=2, dp=2, ep=2),
+        ParallelConfig(cp=2, dp=2, ep=4, ranks_per_node=2),
+        ParallelConfig(cp=4, cp_form="heads", ranks_per_node=2),
+        ParallelConfig(tp=2, dp=2, ep=4, ranks_per_node=2),
+    ],
+    ids=["dp_cp", "zero_0", "zero_2", "cp_ep", "cp_dp_ep", "two_phases", "tp_dp_ep"],
+)
+def test_five_steps_of_four_ranks_equal_one_process(
+    four: Team, mode: Mode, config: ParallelConfig
+) -> None:
+    setting = Setting(mode=mode)
+    wanted = train_alone(setting, 5)
+    for found in four.run(train_spread, setting, config, 5, seconds=180):
+        check_equal(found, wanted, EXACT)
+
+
+def train_one_conversation(
+    world: World | None, setting: Setting, config: ParallelConfig
+) -> Trained:
+    """Take a step on a single row, in which every third token is not learned."""
+    run = Run(OneProcess() if world is None else Mesh(config, world), setting)
+    rows = rows_of_step(0).part(slice(0, 1))
+    weight = (np.arange(rows.ids.size) % 3 > 0).astype(np.float32).reshape(rows.ids.shape)
+    rows = replace(rows, weight=weight * (rows.positions > 0))
+    return run.end([run.take_step(rows, 0, sft_objective(setting.config))])
+
+
+@pytest.mark.parametrize("config", [TP2, EP2, CP2, ParallelConfig(fsdp=2)])
+def test_a_step_with_fewer_rows_than_ranks_equals_one_process(
+    pair: Team, config: ParallelConfig
+) -> None:
+    setting = Setting()
+    wanted = train_one_conversation(None, setting, ParallelConfig())
+    for found in pair.run(train_one_conversation, setting, config):
+        check_equal(found, wanted, EXACT)
+
+
+def train_phases(world: World | None, setting: Setting, config: ParallelConfig) -> Trained:
+    """Take two steps, between which the stage changes the rotary base of its model."""
+    run = Run(OneProcess() if world is None else Mesh(config, world), setting)
+    results = run.take_steps(range(1))
+    run.plain.set_rope_theta(50.0)
+    # As exact as the rest of the model.
+    run.plain.speeds_R = run.plain.speeds_R.double()
+    return run.end(results + run.take_steps(range(1, 2)))
+
+
+@pytest.mark.parametrize("config", [TP2, CP2])
+def test_a_phase_changes_the_rotary_base_on_all_ranks(pair: Team, config: ParallelConfig) -> None:
+    setting = Setting()
+    wanted = train_phases(None, setting, ParallelConfig())
+    for found in pair.run(train_phases, setting, config):
+        check_equal(found, wanted, EXACT)
+
+
+def look_between(
+    world: World, setting: Setting, config: ParallelConfig
+) -> tuple[Trained, dict[str, Tensor]]:
+    """Take two steps, between which one rank has the whole plain model to look at."""
+    run = Run(Mesh(config, world), setting)
+    results = run.take_steps(range(1))
+    with run.spreading.one_looks() as is_looking:
+        seen = copies(run.plain.state_dict()) if is_looking else {}
+    return run.end(results + run.take_steps(range(1, 2))), seen
+
+
+@pytest.mark.parametrize("config", [TP2, EP2, CP2])
+def test_one_rank_sees_the_whole_model_in_between(pair: Team, config: ParallelConfig) -> None:
+    setting = Setting()
+    after, wanted = train_alone(setting, 1), train_alone(setting, 2)
+    for rank, (found, seen) in enumerate(pair.run(look_between, setting, config)):
+        check_equal(found, wanted, EXACT)
+        assert bool(seen) == (rank == 0)
+        assert rank or furthest(seen, after.weights)[0] <= EXACT
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"pp": 2, "tp": 2}, "without `tp=2` beside `pp`"),
+        ({"fsdp": 2, "cp": 2}, "without `cp=2` beside `fsdp`"),
+        ({"cp": 2, "tp": 2}, "without `tp=2` beside `cp`"),
+        ({"dp": 2, "ep": 2, "zero": 2}, "`zero=1` with `tp` or `ep`"),
+    ],
+)
+def test_axes_that_do_not_go_together_are_refused(fields: dict[str, int], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        ParallelConfig(**fields).check_trained()  # pyright: ignore[reportArgumentType]
