@@ -82,6 +82,11 @@ class ParallelConfig(Config):
         return self.dp * self.fsdp
 
     @property
+    def experts_cross_rows(self) -> bool:
+        """Do ranks that share the experts of a layer see different rows?"""
+        return self.cp * self.tp % self.ep != 0
+
+    @property
     def zero_stage(self) -> int:
         """ZeRO stage, the default resolved."""
         return self.zero if self.zero is not None else (3 if self.fsdp > 1 else 1)

@@ -55,8 +55,8 @@ class SplitRows:
         self._mesh = mesh
         self.shard_group: Group = mesh.group(*INNER_AXES)
         self.data_group, self.everyone = mesh.data, mesh.everyone
-        config = mesh.config
-        self.takes_uneven_rows = config.ep <= config.cp * config.tp
+        # Ranks that exchange tokens have to step through as many microbatches as each other.
+        self.takes_uneven_rows = not mesh.config.experts_cross_rows
         named = split.model.named_parameters()
         self._weights = {name: value for name, value in named if value.requires_grad}
         self.shapes = {name: split.shapes[name] for name in self._weights}
@@ -74,7 +74,7 @@ class SplitRows:
             name: math.prod(shape) * self._weights[name].element_size()
             for name, shape in self.shapes.items()
         }
-        self._buckets = list(_fill(sizes, config.bucket_bytes))
+        self._buckets = list(_fill(sizes, mesh.config.bucket_bytes))
         self.take_over()
 
     @torch.no_grad()

@@ -36,7 +36,9 @@ def choose_for(
     blocks, known = blocks_by_layer(model), {}
 
     def prepare(x_BTD: Tensor, around: Surroundings) -> None:
-        key = x_BTD.shape[0], x_BTD.shape[1], around.indexer
+        masked = around.visible_BTS is not None
+        selects = around.narrows(model.config.index_topk)
+        key = x_BTD.shape[0], x_BTD.shape[1], around.indexer, masked, selects
         if key not in known:
             hardware = find_hardware_of(x_BTD.device)
             costs = layer_costs(model, x_BTD, around, hardware or HARDWARE["h100"])

@@ -59,6 +59,7 @@ class ComputeModel:
         Raises:
             ConfigError: a layer that the model does not have.
         """
+        keep_blocks(model)
         self._source = model
         self._is_copy = model.lm_head.weight.dtype != dtype
         self.model = model
@@ -79,7 +80,6 @@ class ComputeModel:
         again, moved = (named_layers(layers, blocks) for layers in (recompute, offload))
         for layer, block in blocks.items():
             block.recompute = layer in again
-        keep_blocks(self.model)
         self.offloader: Offloader | None = None
         """Moves and counts what blocks save; None: everything stays uncounted."""
         if moved or activation_bytes is not None:

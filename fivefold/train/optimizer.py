@@ -1,8 +1,9 @@
 """The optimizer of every gradient stage: Muon for matrices, AdamW for the rest, one state.
 
 Which parameter belongs to whom is decided by name in `fivefold.train.muon.matrix_splits`. AdamW is
-torch's own. The state is one flat dict from names to live tensors, complete from the first moment
-on: torch's distributed checkpoint can save it, and can load into it in place.
+torch's own. The state is one flat dict from names to live tensors, complete whenever it is asked
+for: torch's distributed checkpoint can save it, and can load into it in place. It is made at the
+first question or step, so that an optimizer that only leads to a `sharded` one takes no memory.
 
 Surprise: a parameter that requires no gradient when the optimizer is built has no state and is
 never updated; a stage that freezes parameters does so first.
@@ -14,6 +15,7 @@ whole that the ranks hold together.
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -55,17 +57,23 @@ class HybridOptimizer:
         shapes = {name: tuple(value.shape) for name, value in self._parameters.items()}
         if sharding is not None:
             shapes = {name: sharding.shapes[name] for name in self._parameters}
-        splits = matrix_splits(model, shapes, config)
-        chosen = {name: value for name, value in self._parameters.items() if splits[name]}
-        self.muon: Muon | OwnedMuon
-        if sharding is None or sharding.shard_group.size == 1:
-            self.muon = Muon(chosen, splits, config)
-        else:
-            self.muon = _build_owned_muon(chosen, splits, sharding, config)
-        self.adamw = _build_adamw(
-            {name: value for name, value in self._parameters.items() if not splits[name]}, config
-        )
+        self._splits = matrix_splits(model, shapes, config)
         self._steps = torch.zeros((), dtype=torch.int64)
+
+    @cached_property
+    def muon(self) -> Muon | OwnedMuon:
+        """What updates the matrices."""
+        chosen = {name: value for name, value in self._parameters.items() if self._splits[name]}
+        sharding = self._sharding
+        if sharding is None or sharding.shard_group.size == 1:
+            return Muon(chosen, self._splits, self._config)
+        return _build_owned_muon(chosen, self._splits, sharding, self._config)
+
+    @cached_property
+    def adamw(self) -> torch.optim.AdamW:
+        """What updates the rest."""
+        rest = {name: value for name, value in self._parameters.items() if not self._splits[name]}
+        return _build_adamw(rest, self._config)
 
     def sharded(self, sharding: Sharding) -> "HybridOptimizer":
         """Return a fresh optimizer of this rank's rows of the same parameters, as far as it has."""

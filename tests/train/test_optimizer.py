@@ -96,6 +96,21 @@ def test_resumed_run_is_bitwise_equal() -> None:
         assert torch.equal(tensor, resumed.state_dict()[name]), name
 
 
+def test_state_is_made_when_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[Tensor] = []
+    zeros_like = torch.zeros_like
+
+    def count(tensor: Tensor) -> Tensor:
+        made.append(tensor)
+        return zeros_like(tensor)
+
+    monkeypatch.setattr(torch, "zeros_like", count)
+    optimizer, parameters = build()
+    assert not made, "what only leads to a sharded optimizer takes no memory"
+    optimizer.state_dict()
+    assert {id(tensor) for tensor in made} == {id(value) for value in parameters.values()}
+
+
 def test_state_is_flat_complete_before_the_first_step_and_live() -> None:
     optimizer, parameters = build()
     before = optimizer.state_dict()

@@ -71,7 +71,7 @@ def test_rescue_takes_the_middle_only_the_best_first_while_there_is_room():
     sizes = [400, 400, 200, 100, 100, 500, 100, 100]
     # 1,200 bytes are kept; 5/12 of them is room for the best one of 500, or for two of 100.
     for share, expected in ((0.45, [5]), (0.6, [4, 5, 3]), (0.01, [])):
-        config = KnowledgeConfig(share=share, site_share=1.0)
+        config = KnowledgeConfig(share=share, site_share=1.0, min_score=0.5)
         choice = choose_tiers(scores(quality, None, knowledge, sizes), TIERS, None, config)
         rescued = [n for n, by in enumerate(choice.lifted_by) if by == RESCUED]
         assert rescued == sorted(expected)
