@@ -23,6 +23,8 @@ from fivefold.stage import OneProcess, Ranks
 if TYPE_CHECKING:
     from torch.distributed import Store
 
+    from fivefold.parallel.failure import RankError
+
 _END_SECONDS = 5.0
 """How long a process that failed has to end by itself."""
 _POLL_SECONDS = 0.05
@@ -92,8 +94,13 @@ def agree_on_start(store: "Store", rank: int, size: int, limit_seconds: float) -
     """
     me = uuid.uuid4().hex
     if rank:
+        from torch.distributed import DistStoreError
+
         store.set(f"call/{rank}", me)
-        store.wait([f"answer/{me}"], timedelta(seconds=limit_seconds))
+        try:
+            store.wait([f"answer/{me}"], timedelta(seconds=limit_seconds))
+        except DistStoreError as error:
+            raise _late(size, limit_seconds, "no answer from rank 0") from error
         name = store.get(f"answer/{me}").decode()
         store.set(f"{name}/came/{rank}", "")
         return name
@@ -104,15 +111,20 @@ def agree_on_start(store: "Store", rank: int, size: int, limit_seconds: float) -
                 store.set(f"answer/{store.get(f'call/{other}').decode()}", me)
         missing = [other for other in missing if not store.check([f"{me}/came/{other}"])]
         if missing and time.monotonic() > until:
-            from fivefold.parallel.failure import RankError
-
-            raise RankError(
-                expected=f"{size} processes to start within {limit_seconds:g} s",
-                found=f"no call from rank {', '.join(map(str, missing[:8]))}",
-                fix="Look at its machine, or raise `parallel.timeout_seconds`",
-            )
+            silent = ", ".join(map(str, missing[:8]))
+            raise _late(size, limit_seconds, f"no call from rank {silent}")
         time.sleep(_POLL_SECONDS if missing else 0)
     return me
+
+
+def _late(size: int, limit_seconds: float, found: str) -> "RankError":
+    from fivefold.parallel.failure import RankError
+
+    return RankError(
+        expected=f"{size} processes to start within {limit_seconds:g} s",
+        found=found,
+        fix="Look at its machine, or raise `parallel.timeout_seconds`",
+    )
 
 
 def failures_told(ranks: Ranks) -> AbstractContextManager[None]:

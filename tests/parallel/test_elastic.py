@@ -10,7 +10,7 @@ from subprocess import PIPE, Popen
 
 import pytest
 from test_launch import command, losses, rank_process, run_to_end, wait_for_step
-from torch.distributed import HashStore, Store
+from torch.distributed import HashStore, Store, TCPStore
 
 from fivefold.parallel.failure import RankError
 from fivefold.parallel.launch import agree_on_start
@@ -62,6 +62,12 @@ def test_a_rank_that_does_not_start_is_named() -> None:
         with pytest.raises(RankError, match="no call from rank 2"):
             agree_on_start(store, 0, 3, 0.3)
         assert other.result()
+
+
+def test_the_first_rank_that_does_not_start_is_named() -> None:
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    with pytest.raises(RankError, match="no answer from rank 0"):
+        agree_on_start(store, 1, 2, 0.3)
 
 
 @pytest.mark.slow
