@@ -116,3 +116,22 @@ def send(tensor: Tensor, to_rank: int, group: Group) -> dist.Work:
     work = dist.isend(tensor, group.ranks[to_rank], group.handle)
     assert work is not None, "a rank sends to others only"
     return work
+
+
+def swap(mine: Tensor, ranks: Sequence[int], group: Group) -> dict[int, Tensor]:
+    """Give a contiguous tensor to the other ranks and return everybody's, by rank.
+
+    All messages are posted at once: with NCCL two ranks that both send before they receive wait for
+    each other.
+    """
+    everybody, messages = {group.rank: mine}, []
+    for rank in ranks:
+        if rank == group.rank:
+            continue
+        everybody[rank] = torch.empty_like(mine)
+        messages.append(dist.P2POp(dist.isend, mine, group.ranks[rank], group.handle))
+        messages.append(dist.P2POp(dist.irecv, everybody[rank], group.ranks[rank], group.handle))
+        group.ledger.record("send", group.name, mine.nbytes)
+    for work in dist.batch_isend_irecv(messages):
+        work.wait()
+    return everybody

@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from fivefold.parallel.mesh import Group
-from fivefold.parallel.pipeline.message import send
+from fivefold.parallel.pipeline.message import send, swap
 from fivefold.parallel.pipeline.split import StagePart
 
 
@@ -78,18 +78,10 @@ class SharedParameters:
                 continue
             wide = torch.promote_types(parameter.dtype, torch.float32)
             mine = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-            mine = mine.to(wide).contiguous()
-            sends = self._to_others(mine)
-            total: Tensor | None = None
-            for rank in sorted(self.ranks):
-                share = mine
-                if rank != self.group.rank:
-                    share = torch.empty_like(mine)
-                    self._receive(share, rank)
-                total = share.clone() if total is None else total.add_(share)
-            for work in sends:
-                work.wait()
-            assert total is not None, "somebody holds the parameter"
+            shares = swap(mine.to(wide).contiguous(), self.ranks, self.group)
+            total = torch.zeros_like(shares[self.group.rank])
+            for rank in sorted(shares):
+                total += shares[rank]
             if parameter.grad is None:
                 parameter.grad = total.to(parameter.dtype)
             else:
