@@ -10,13 +10,14 @@ import hashlib
 import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
-
-import httpx
 
 from fivefold.artifact import read_json, storage_errors, write_json
 from fivefold.errors import ConfigError, DownloadError
+
+if TYPE_CHECKING:
+    import httpx
 
 PREFIX = "hf:"
 _NAME = re.compile(r"(?P<name>[\w.-]+(?:/[\w.-]+)?)(?:@(?P<revision>[\w./-]+))?")
@@ -58,6 +59,9 @@ def fetch_dataset(given: str, cache: Path, endpoint: str) -> list[tuple[str, Pat
         files = [(HubFile(**one), folder / known["commit"] / one["name"]) for one in known["files"]]
         if all(_is_whole(path, file) for file, path in files):
             return [(file.name, path) for file, path in files]
+    # Most commands never come here.
+    import httpx
+
     with storage_errors(folder), httpx.Client(timeout=_SECONDS, follow_redirects=True) as client:
         try:
             commit, listed = _list_files(client, endpoint, name, revision)
@@ -81,7 +85,7 @@ def fetch_dataset(given: str, cache: Path, endpoint: str) -> list[tuple[str, Pat
 
 
 def _list_files(
-    client: httpx.Client, endpoint: str, name: str, revision: str
+    client: "httpx.Client", endpoint: str, name: str, revision: str
 ) -> tuple[str, list[HubFile]]:
     place = f"{endpoint}/api/datasets/{name}/revision/{quote(revision, safe='')}"
     answer = client.get(place, params={"blobs": "true"}).raise_for_status()
@@ -101,7 +105,7 @@ def _list_files(
     return commit, sorted(files, key=lambda file: file.name)
 
 
-def _download(client: httpx.Client, place: str, path: Path, file: HubFile) -> None:
+def _download(client: "httpx.Client", place: str, path: Path, file: HubFile) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".partial-{path.name}")
     with client.stream("GET", place) as answer, partial.open("wb") as out:
