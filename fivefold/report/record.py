@@ -25,6 +25,8 @@ BATCH_METRICS = "rl/"
 """Metrics of stages that count batches."""
 ANSWERS_METRIC = "train/answer_tokens"
 """Learned tokens of a step of fine-tuning."""
+CONVERSATIONS_FIELD = "conversations"
+"""In the config of a stage that fine-tunes."""
 
 
 @dataclass
@@ -60,7 +62,8 @@ class StageRecord:
     @property
     def learns_answers(self) -> bool:
         """Are its losses those of answers alone, which do not compare with those of text?"""
-        return ANSWERS_METRIC in self.curves
+        # The config tells it before the first step, when held-out answers alone were measured.
+        return ANSWERS_METRIC in self.curves or CONVERSATIONS_FIELD in self.config
 
 
 @dataclass

@@ -228,6 +228,15 @@ def test_losses_on_answers_do_not_count_as_those_on_text(tmp_path: Path) -> None
     assert "Held-out answers" in page
 
 
+def test_answers_before_the_first_step_do_not_count_as_text_either(tmp_path: Path) -> None:
+    run = write_stages(tmp_path / "run")
+    (run / "config.json").write_text(json.dumps({"pretrain": {}, "sft": {"conversations": {}}}))
+    before = {"stage": "pretrain", "step": 9, "validation/bits_per_byte": 2.0}
+    first = {"stage": "sft", "step": 0, "validation/bits_per_byte": 7.9}
+    append(run, before, first)
+    assert read_run(run).last_value("validation/bits_per_byte") == 2.0
+
+
 def test_a_task_named_after_any_file_is_followed(tmp_path: Path) -> None:
     run = write_stages(tmp_path / "run")
     metrics = run / "metrics.jsonl"
