@@ -145,7 +145,7 @@ def _pretrain() -> PretrainConfig:
     return PretrainConfig(
         model=_SHAPE,
         context_tokens=256,
-        total_tokens=1_600_000,
+        total_tokens=1_200_000,
         # Muon's updates have a fixed size, so a short run wants far larger rates than GLM-5's over
         # 27T tokens; found by a sweep, see docs/log.md.
         peak_lr=1.5e-2,
@@ -163,7 +163,7 @@ def _pretrain() -> PretrainConfig:
 
 def _midtrain() -> MidtrainConfig:
     return MidtrainConfig(
-        total_tokens=600_000,
+        total_tokens=400_000,
         kind="linear",
         peak_lr=3e-3,
         final_lr=7.5e-4,
@@ -196,7 +196,7 @@ def _midtrain() -> MidtrainConfig:
     )
 
 
-_SPARSE_TOKENS = 300_000
+_SPARSE_TOKENS = 200_000
 _SPARSE_LR = 7.5e-4
 
 
@@ -238,9 +238,9 @@ def _adapt_dsa() -> AdaptDsaConfig:
         index_topk=_SHAPE.index_topk,
         mixture=_LONGEST_MIXTURE,
         warm_up=GradientConfig(
-            total_tokens=200_000,
+            total_tokens=160_000,
             kind="linear",
-            # Muon's updates have a fixed size: GLM-5's 5e-3 over 1,000 steps is too little for 50.
+            # Muon's updates have a fixed size: GLM-5's 5e-3 over 1,000 steps is too little for 40.
             peak_lr=4e-2,
             final_lr=2e-3,
             warmup_fraction=0.05,
