@@ -6,7 +6,8 @@ protocol does not have). Nothing is retried here: a request that may have run is
 repeat, and the caller knows its deadline.
 """
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 import httpx
@@ -14,6 +15,8 @@ import pydantic
 
 from fivefold.text.completer import EndpointError, OverloadedError, RefusedError
 
+_LEAST_LOGPROB = -9000.0
+"""vLLM and its relatives write -9999 for a number that they do not have."""
 ReplyT = TypeVar("ReplyT", bound=pydantic.BaseModel)
 
 
@@ -96,6 +99,17 @@ class Endpoint:
             first = error.errors()[0]
             place = ".".join(str(part) for part in first["loc"])
             raise self._broken(path, f"`{place}`: {first['msg']}") from error
+
+    def logprobs(self, told: Sequence[float | None], path: str) -> list[float]:
+        """Check log-probabilities, of which none may be missing.
+
+        Raises:
+            EndpointError: one is missing, or is none.
+        """
+        numbers = [score if score is not None else -math.inf for score in told]
+        is_whole = all(math.isfinite(x) and _LEAST_LOGPROB < x <= 1e-6 for x in numbers)
+        self.require(is_whole, path, "a log-probability that is missing or not one")
+        return numbers
 
     def require(self, holds: bool, path: str, found: str) -> None:
         """Raise an EndpointError that says what was found, unless it holds."""

@@ -8,7 +8,6 @@ Surprise: log-probabilities of this route are the model's own at temperature 1, 
 draws with; with other settings they are not those of the distribution drawn from.
 """
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -140,10 +139,7 @@ class OpenAICompleter:
         """Return the log-probabilities of a choice after the first `skip`, which have none."""
         told = choice.logprobs.token_logprobs if choice.logprobs is not None else []
         self._endpoint.require(len(told) == tokens, _PATH, f"{len(told)} scores of {tokens} tokens")
-        numbers = [score if score is not None else -math.inf for score in told[skip:]]
-        is_whole = all(math.isfinite(score) and -9000 < score <= 1e-6 for score in numbers)
-        self._endpoint.require(is_whole, _PATH, "a log-probability that is missing or not one")
-        return numbers
+        return self._endpoint.logprobs(told[skip:], _PATH)
 
 
 def _write_sampling(params: CompletionParams) -> dict[str, Any]:

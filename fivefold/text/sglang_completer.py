@@ -21,8 +21,6 @@ from fivefold.text.completer import Completion, CompletionParams, Finish, Policy
 from fivefold.text.endpoint import Endpoint, WireReply
 
 _PATH = "/generate"
-_LEAST_LOGPROB = -9000.0
-"""vLLM and its relatives write -9999 for a number that they do not have."""
 TokenScore = tuple[float | None, int, Any]
 """(log-probability, id, text or null)."""
 
@@ -133,10 +131,7 @@ class SGLangCompleter:
         return results
 
     def _numbers(self, scores: Sequence[TokenScore]) -> list[float]:
-        numbers = [score if score is not None else -math.inf for score, _, _ in scores]
-        is_whole = all(math.isfinite(x) and _LEAST_LOGPROB < x <= 1e-6 for x in numbers)
-        self._endpoint.require(is_whole, _PATH, "a log-probability that is missing or not one")
-        return numbers
+        return self._endpoint.logprobs([score for score, _, _ in scores], _PATH)
 
     def _experts(self, meta: _MetaInfo) -> NDArray[np.int32] | None:
         if meta.routed_experts is None:
