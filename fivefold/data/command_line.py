@@ -103,7 +103,7 @@ def data_stats(out: Annotated[Path, tyro.conf.Positional]) -> None:
     Args:
         out: The directory of `fivefold data run`.
     """
-    from fivefold.data.curate.command import show_stats
+    from fivefold.data.curate.show import show_stats
 
     show_stats(out, Console())
 
@@ -122,7 +122,7 @@ def data_inspect(
             `quarantined` shows traces.
         count: Most samples to show; 20 of each reason are kept.
     """
-    from fivefold.data.curate.command import show_dropped
+    from fivefold.data.curate.show import show_dropped
 
     show_dropped(out, dropped_by, count, Console())
 

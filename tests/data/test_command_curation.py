@@ -87,6 +87,7 @@ def test_run_then_stats_then_inspect(fivefold: Run, site: Path, tmp_path: Path):
     taken = read_texts(find_shards([tmp_path / "run" / "documents"]), ExtractConfig())
     assert sorted(one.text for one in taken) == sorted(one.text for one in documents)
     assert "13 files" in output
+    assert "to see what went: fivefold data inspect run --dropped-by" in output
     code, stats = fivefold("stats", "run")
     assert code == 0
     for reason in ("quality.few_words", "duplicate.exact", "repetition."):

@@ -192,7 +192,7 @@ words = st.text("ab ?.\n", min_size=1, max_size=6)
     ),
     cuts=st.lists(st.tuples(st.integers(0, 5), st.sampled_from(["x", "y"])), max_size=3),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_every_assistant_token_is_learned_or_excluded_for_a_reason_once(
     tokenizer: Tokenizer, turns: list, cuts: list
 ) -> None:

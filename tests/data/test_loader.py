@@ -91,7 +91,7 @@ def test_each_epoch_gives_each_row_once_in_another_order(sources: list[PackedSou
 @given(
     batches=st.lists(st.sampled_from([4, 8, 12]), min_size=1, max_size=6), seed=st.integers(0, 3)
 )
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 def test_stream_is_the_same_for_any_world_size(sources, batches, seed):
     alone = loader(sources, seed)
     worlds = {w: [loader(sources, seed) for _ in range(w)] for w in (1, 2, 4)}
@@ -106,7 +106,7 @@ def test_stream_is_the_same_for_any_world_size(sources, batches, seed):
     before=st.lists(st.integers(0, 30), max_size=5),
     after=st.lists(st.integers(1, 30), min_size=1, max_size=4),
 )
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_resumed_stream_goes_on_where_it_stopped(sources, before, after):
     weights = {
         "web": (WeightPoint(weight=3), WeightPoint(from_tokens=20 * CONTEXT, weight=1)),

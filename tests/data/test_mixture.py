@@ -17,7 +17,6 @@ def constant(**weights: float) -> MixtureConfig:
     )
 
 
-@settings(deadline=None)
 @given(weights=st.lists(st.floats(0.01, 10), min_size=1, max_size=6))
 def test_counts_stay_near_the_shares_at_every_moment(weights):
     names = [f"s{n}" for n in range(len(weights))]
@@ -149,7 +148,7 @@ def literal_credits(weights: list[Steps], caps: list[int], history: list[int]) -
     return [c if w else Fraction(-(10**6)) for c, w in zip(stand, able, strict=True)]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(data=st.data())
 def test_choices_follow_the_law_to_the_row(data):
     count = data.draw(st.integers(1, 4))

@@ -10,9 +10,9 @@ the engine: `account` (what went in, came out and was dropped), `page_process` (
 hang or crash), `extract_step`, `step`, `dedup_step`, `classify_step`, `decontaminate_step` and
 `summary` (datatrove's PipelineSteps around all of this), `executor`, `run` (what all recipes have
 in common) and `dclm_baseline` (the pipeline, from a frozen config). `sample` takes a part of a
-package, `page` draws a run, `command` serves `fivefold data run`, `stats`, `inspect` and
-`train-classifier`. May import the thin path's files of `data` and the foundation; only the steps,
-`summary` and `executor` import datatrove.
+package, `page` draws a run, `command` serves `fivefold data run` and `train-classifier`, `show`
+serves `stats` and `inspect`. May import the thin path's files of `data` and the foundation; only
+the steps, `summary` and `executor` import datatrove.
 
 Glossary: a *shard* is one input file; a *verdict* is the text that a rule leaves, or the reason why
 it leaves none; an *edit* is a span that it took out; a *task* is a fixed share of the shards,

@@ -26,24 +26,32 @@ class BloomFilter:
 
     def contains(self, hashes: Hashes) -> NDArray[np.bool_]:
         """Return for each hash whether it was added, or looks like it."""
-        places = self._places(hashes)
-        bits = self._bytes[places >> np.uint64(3)] >> (places & np.uint64(7)).astype(np.uint8)
-        return np.bitwise_and.reduce(bits, axis=0) & np.uint8(1) != 0
+        return self.are_set(self.places(hashes))
 
     def add(self, hashes: Hashes) -> None:
         """Add every hash."""
-        places = self._places(hashes).ravel()
+        self.set_all(self.places(hashes))
+
+    def places(self, hashes: Hashes) -> NDArray[np.uint64]:
+        """Return the numbers of the bits [place_count, hashes] that stand for each hash."""
+        first = _stir(hashes, 0xBF58476D1CE4E5B9)
+        second = _stir(hashes, 0x94D049BB133111EB) | np.uint64(1)
+        return (first + self._steps * second) % np.uint64(self.bit_count)
+
+    def are_set(self, places: NDArray[np.uint64]) -> NDArray[np.bool_]:
+        """Return for each column of `places` whether all its bits are set."""
+        bits = self._bytes[places >> np.uint64(3)] >> (places & np.uint64(7)).astype(np.uint8)
+        return np.bitwise_and.reduce(bits, axis=0) & np.uint8(1) != 0
+
+    def set_all(self, places: NDArray[np.uint64]) -> None:
+        """Set all bits of `places`."""
+        places = places.ravel()
         masks = np.uint8(1) << (places & np.uint64(7)).astype(np.uint8)
         np.bitwise_or.at(self._bytes, places >> np.uint64(3), masks)
 
     def fill_share(self) -> float:
         """Return the share of bits that are set; about one half when the filter is full."""
         return int(np.bitwise_count(self._bytes).sum()) / self.bit_count
-
-    def _places(self, hashes: Hashes) -> NDArray[np.uint64]:
-        first = _stir(hashes, 0xBF58476D1CE4E5B9)
-        second = _stir(hashes, 0x94D049BB133111EB) | np.uint64(1)
-        return (first + self._steps * second) % np.uint64(self.bit_count)
 
 
 def _stir(hashes: Hashes, factor: int) -> Hashes:

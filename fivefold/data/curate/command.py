@@ -1,42 +1,40 @@
-"""What `fivefold data run`, `stats`, `inspect` and `train-classifier` do.
+"""What `fivefold data run` and `train-classifier` do.
 
 A run leaves in its directory: `run.json` (recipe, config, sources), `accounts.json`,
 `summary.json`, `tiers.json` where there are tiers, the shards in `documents/`, blocks for the
-report in `page/`, and a folder for each stage, which the next launch goes on from. `stats` and
-`inspect` read those files alone.
+report in `page/`, and a folder for each stage, which the next launch goes on from.
 """
 
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from fivefold.artifact import atomic_write, read_json, storage_errors, write_json
 from fivefold.config import Config, apply_overrides, config_to_json
-from fivefold.data.curate.account import Account, Poisoned, Sample, account_from_json
 from fivefold.data.curate.config import (
     ClassifierTrainingConfig,
     CurateConfig,
     ExtractConfig,
     QualityClassifierConfig,
 )
-from fivefold.data.curate.page import curation_page, reason_rows
+from fivefold.data.curate.page import curation_page
 from fivefold.data.curate.shard import Shard, find_shards
-from fivefold.errors import ConfigError, CorruptFileError, MissingFileError, RunDirectoryError
-from fivefold.log import progress_on
+from fivefold.data.curate.show import show_stats, top_reason
+from fivefold.errors import ConfigError, RunDirectoryError
+from fivefold.log import ProgressLine, progress_on
 from fivefold.stage import Track
 
 if TYPE_CHECKING:
     from fivefold.data.curate.dclm_baseline import Curated
 
-_BYTES_PER_TOKEN = 4
-"""Of English with a vocabulary of 32 thousand, about; only for what is shown."""
+_SINGULAR = {"files": "file", "repositories": "repository"}
 
 DEFAULT_SOURCES = (
     "anarchism",
@@ -120,7 +118,7 @@ def run_curation(
         out / "run.json",
         {"recipe": name, "sources": list(sources), "config": config_to_json(config)},
     )
-    curated = recipe.run(shards, config, out, progress_on(console))
+    curated = recipe.run(shards, config, out, _stages_on(console))
     _publish(curated.documents, out / "documents")
     curation_page(out / "page", curated.accounts, curated.summary)
     show_stats(out, console)
@@ -130,6 +128,27 @@ def run_curation(
         few = ", ".join(curated.empty[:3]) + (", ..." if len(curated.empty) > 3 else "")
         console.out(f"without a page: {len(curated.empty):,} {recipe.unit}: {few}", highlight=False)
     console.out(f"documents: {out / 'documents'}", highlight=False)
+    if reason := top_reason(curated.accounts):
+        console.out(
+            f"to see what went: fivefold data inspect {out} --dropped-by {reason}", highlight=False
+        )
+
+
+def _stages_on(console: Console) -> Track:
+    """Return progress that, off a terminal, is a line for each stage that took a second or more."""
+    track = progress_on(console)
+
+    @contextmanager
+    def told(description: str, total: float, unit: str) -> Iterator[ProgressLine]:
+        began = time.monotonic()
+        with track(description, total, unit) as line:
+            yield line
+        seconds = time.monotonic() - began
+        if seconds >= 1 and not console.is_terminal:
+            counted = unit.removesuffix("s") if total == 1 else unit
+            console.out(f"{description}: {total:,g} {counted} in {seconds:,.0f} s", highlight=False)
+
+    return told
 
 
 def in_cache(config: Config, cache_dir: str) -> Config:
@@ -144,7 +163,8 @@ def _describe(shards: Sequence[Any], unit: str) -> str:
     shown = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
     files = [shard.path for shard in shards if shard.path.is_file()]
     size = f"{sum(path.stat().st_size for path in files) / 1e6:,.1f} MB, " if files else ""
-    return f"{len(shards):,} {unit}, {size}from {shown}"
+    counted = unit if len(shards) != 1 else _SINGULAR.get(unit, unit)
+    return f"{len(shards):,} {counted}, {size}from {shown}"
 
 
 def _claim(out: Path, recipe: str) -> None:
@@ -171,131 +191,6 @@ def _publish(documents: Sequence[Path], folder: Path) -> None:
             except OSError:
                 # A file system without hard links; where the disk is full, copying says so.
                 shutil.copyfile(file, partial / file.name)
-
-
-def read_run(out: Path) -> tuple[dict[str, Account], dict]:
-    """Return the accounts and the summary of a finished run.
-
-    Raises:
-        MissingFileError: there is none.
-        CorruptFileError: its files are not ours.
-    """
-    accounts, summary = read_json(out / "accounts.json"), read_json(out / "summary.json")
-    if accounts is None or summary is None:
-        raise MissingFileError(
-            expected=f"a finished run of `fivefold data run` in `{out}`",
-            found="no accounts.json and summary.json",
-            fix=f"Run or finish it: `fivefold data run RECIPE --out {out}`",
-        )
-    try:
-        return {name: account_from_json(one) for name, one in accounts.items()}, summary
-    except (KeyError, TypeError) as error:
-        raise CorruptFileError(
-            expected=f"the accounts of a run in `{out / 'accounts.json'}`",
-            found=str(error),
-            fix="Run it again",
-        ) from error
-
-
-def show_stats(out: Path, console: Console) -> None:
-    """Print the funnel, the reasons, languages and lengths of a run.
-
-    Raises:
-        MissingFileError: there is no finished run.
-    """
-    accounts, summary = read_run(out)
-    funnel = Table("step", "in", "out", "kept, %", "characters out, M", title="Funnel")
-    for name, account in accounts.items():
-        share = 100 * account.documents_out / max(1, account.documents_in)
-        cells = f"{account.documents_in:,}", f"{account.documents_out:,}", f"{share:.1f}"
-        funnel.add_row(name, *cells, f"{account.characters_out / 1e6:.3f}")
-    reasons = Table("step", "reason", "count", "share, %", title="Dropped and edited")
-    for step, reason, count, share in reason_rows(accounts):
-        reasons.add_row(step, reason, f"{count:,}", f"{share:.2f}")
-    for table in (funnel, reasons):
-        for column in table.columns[1 if table is funnel else 2 :]:
-            column.justify = "right"
-        console.print(table)
-    if (tiers := read_json(out / "tiers.json")) is not None:
-        console.print(_tier_table(tiers))
-    for name in ("languages", "sources", "lengths"):
-        shown = list(summary[name].items())[:12]
-        line = ", ".join(f"{key}: {count:,}" for key, count in shown) or "none"
-        console.out(f"{name}: {line}", highlight=False)
-    console.out(
-        f"{summary['documents']:,} documents, {summary['characters'] / 1e6:.3f} M characters",
-        highlight=False,
-    )
-
-
-def _tier_table(tiers: Mapping[str, Mapping[str, float]]) -> Table:
-    """Return documents and bytes of each tier, and what its epochs make of them."""
-    table = Table("tier", "documents", "MB", "epochs", "MB seen", "M tokens seen", title="Tiers")
-    rows = [(name, one["documents"], one["bytes"], one["epochs"]) for name, one in tiers.items()]
-    for name, documents, size, epochs in rows:
-        seen = size * epochs / 1e6
-        cells = f"{documents:,.0f}", f"{size / 1e6:.3f}", f"{epochs:g}", f"{seen:.3f}"
-        table.add_row(name, *cells, f"{seen / _BYTES_PER_TOKEN:.3f}")
-    whole, seen = sum(row[2] for row in rows) / 1e6, sum(row[2] * row[3] for row in rows) / 1e6
-    cells = f"{sum(row[1] for row in rows):,.0f}", f"{whole:.3f}", "", f"{seen:.3f}"
-    table.add_row("all", *cells, f"{seen / _BYTES_PER_TOKEN:.3f}", style="bold")
-    for column in table.columns[1:]:
-        column.justify = "right"
-    return table
-
-
-def show_dropped(out: Path, reason: str, count: int, console: Console) -> None:
-    """Print up to `count` samples of what was dropped or cut out for a reason, or a group of them.
-
-    Raises:
-        MissingFileError: there is no finished run.
-        ConfigError: nothing was dropped for that reason.
-    """
-    accounts, _ = read_run(out)
-    found, traces, total, known = _samples_of(accounts, reason)
-    if not total:
-        raise ConfigError(
-            expected=f"a reason for which something was dropped in `{out}`",
-            found=repr(reason),
-            fix=f"Choose among {', '.join(sorted(known)) or 'none: nothing was dropped'}",
-        )
-    shown = found[:count]
-    console.out(
-        f"{total:,} for `{reason}`; {len(shown) or len(traces[:count])} shown", style="bold"
-    )
-    for name, sample in shown:
-        console.print(Text.assemble((f"\n{name}", "bold"), f"  {sample['url']}  {sample['id']}"))
-        opening, closing = ("", "") if console.is_terminal else ("[[", "]]")
-        marked = f"{opening}{sample['marked']}{closing}" if sample["marked"] else ""
-        console.print(
-            Text.assemble(sample["before"], (marked, "black on yellow"), sample["after"]),
-            soft_wrap=True,
-        )
-    for poisoned in traces[:count]:
-        console.print(Text.assemble(("\nquarantined", "bold"), f"  {poisoned['url']}"))
-        console.out(poisoned["trace"], highlight=False)
-
-
-def _samples_of(
-    accounts: Mapping[str, Account], reason: str
-) -> tuple[list[tuple[str, Sample]], list[Poisoned], int, set[str]]:
-    """Return samples and traces of a reason or of a group `GROUP.`, how many, and all reasons."""
-    samples: list[tuple[str, Sample]] = []
-    traces: list[Poisoned] = []
-    total, known = 0, set()
-    for account in accounts.values():
-        counts = account.drops + account.edits
-        known |= set(counts)
-        for name in sorted(counts):
-            if name == reason or name.startswith(f"{reason}."):
-                total += counts[name]
-                samples += [(name, sample) for sample in account.samples.get(name, [])]
-        if account.quarantined:
-            known.add("quarantined")
-        if reason == "quarantined":
-            traces += account.quarantined
-            total += len(account.quarantined)
-    return samples, traces, total, known
 
 
 def run_training(

@@ -10,6 +10,8 @@ from fivefold.data.page import write_block
 if TYPE_CHECKING:
     from fivefold.data.curate.summary import Summary
 
+EDITS = " (edits)"
+"""What follows a reason in tables where it did not cost the document."""
 _SAMPLES_PER_REASON = 2
 _MOST_LANGUAGES = 20
 
@@ -129,7 +131,7 @@ def reason_rows(accounts: Mapping[str, Account]) -> list[list[Any]]:
         characters = max(1, account.characters_in)
         for reason, count in sorted(account.edits.items(), key=lambda item: (-item[1], item[0])):
             share = round(100 * account.edited_characters[reason] / characters, 2)
-            rows.append([step, f"{reason} (edits)", count, share])
+            rows.append([step, f"{reason}{EDITS}", count, share])
     return rows
 
 

@@ -57,18 +57,21 @@ class ParagraphDedup:
         if not filled:
             return known
         whole = np.concatenate([groups[index] for index in filled])
-        limit = self.config.threshold
+        counts = np.array([len(groups[index]) for index in filled])
+        starts, limit = np.cumsum(counts) - counts, self.config.threshold
+        places = self.filter.places(whole)
         if len(np.unique(whole)) == len(whole):
-            starts = np.cumsum([0, *(len(groups[index]) for index in filled[:-1])])
-            known[filled] = np.add.reduceat(self.filter.contains(whole).astype(np.int64), starts)
-            new = [groups[index] for index in filled if known[index] <= limit * len(groups[index])]
-            if new:
-                self.filter.add(np.concatenate(new))
+            found = np.add.reduceat(self.filter.are_set(places).astype(np.int64), starts)
+            known[filled], is_new = found, found <= limit * counts
+            if is_new.any():
+                self.filter.set_all(places[:, np.repeat(is_new, counts)])
             return known
-        for index in filled:
-            known[index] = self.filter.contains(groups[index]).sum()
-            if known[index] <= limit * len(groups[index]):
-                self.filter.add(groups[index])
+        ends = [*starts[1:].tolist(), len(whole)]
+        for index, begin, end in zip(filled, starts.tolist(), ends, strict=True):
+            own = places[:, begin:end]
+            known[index] = self.filter.are_set(own).sum()
+            if known[index] <= limit * (end - begin):
+                self.filter.set_all(own)
         return known
 
 

@@ -119,7 +119,10 @@ class CurationRun:
         from fivefold.data.curate.decontaminate_step import BuildBenchmarkIndex
 
         if self._config.benchmarks is None:
-            logger.info("no `benchmarks`: documents may hold items of them")
+            logger.info(
+                "no `benchmarks`: documents may hold items of them; name their files, for example "
+                "with `data run --benchmarks FILE`"
+            )
             return
         builder = BuildBenchmarkIndex(self._config.benchmarks, self.folders["benchmarks"])
         self.execute("benchmarks", [builder], 1)

@@ -70,13 +70,14 @@ class MachineTextConfig(Config):
     machine: tuple[str, ...] = ()
     """The same for text that models wrote, from which the detector learns; empty: the rule."""
     false_positives: float = pydantic.Field(default=0.01, gt=0, lt=1)
-    """Share of human text that may be flagged."""
+    """Share that may be flagged of all human text, and of each of its sources; of a source with too
+    few pieces for a bound none is."""
     confidence: float = pydantic.Field(default=0.95, gt=0, lt=1)
-    """Confidence with which that share holds (Clopper and Pearson's bound)."""
+    """Confidence with which each of these shares holds (Clopper and Pearson's bound)."""
     window_characters: int = pydantic.Field(default=6_000, ge=200)
     """Characters of a piece of human text, and of a document, that are judged at a time."""
-    max_windows: int = pydantic.Field(default=2_000, ge=50)
-    """Pieces of human text, and of machine text, at most; by the hash of their texts."""
+    windows_per_source: int = pydantic.Field(default=2_000, ge=50)
+    """Pieces of each source at most; by the hash of their texts."""
     model: ModelSource = ModelSource()
     """A model for the curvature of its probabilities (Fast-DetectGPT, arXiv:2310.05130)."""
 

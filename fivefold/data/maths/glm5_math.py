@@ -22,7 +22,8 @@ from fivefold.data.curate.decontaminate import decontamination_parts
 from fivefold.data.curate.run import CurationRun, name_folders
 from fivefold.data.curate.shard import Shard, find_shards
 from fivefold.data.long.config import ModelSource
-from fivefold.data.maths.config import MathsConfig
+from fivefold.data.maths.calibration import Calibration, calibration_from_json
+from fivefold.data.maths.config import MachineTextConfig, MathsConfig
 from fivefold.errors import MissingFileError
 from fivefold.stage import Track
 
@@ -236,15 +237,26 @@ class _Run:
         if self.config.machine_text:
             detector = read_json(self.folders["detector"] / "detector.json") or {}
             write_json(out / "detector.json", detector)
-            found = detector["calibration"]
-            logger.info(
-                "machine text: %d of %s pieces of human text above the threshold, at most %.2f%% "
-                "with %g%% confidence",
-                found["flagged"],
-                f"{found['texts']:,}",
-                100 * found["bound"],
-                100 * self.config.machine_text.confidence,
-            )
+            _tell_detector(calibration_from_json(detector["calibration"]), self.config.machine_text)
+
+
+def _tell_detector(found: Calibration, config: MachineTextConfig) -> None:
+    rates = ", ".join(f"{name} {rate}" for name, rate in found.sources.items())
+    logger.info(
+        "machine text: pieces of human text above the threshold, with %g%% confidence: %s; by "
+        "source: %s",
+        100 * config.confidence,
+        found.pooled,
+        rates,
+    )
+    if small := found.small_sources():
+        logger.warning(
+            "machine text: %s: fewer than %d pieces of human text, too few to bound %g%%; none of "
+            "them is above the threshold, but of others like them more may be",
+            ", ".join(small),
+            found.needed,
+            100 * config.false_positives,
+        )
 
 
 def _tell_agreement(agreement: dict) -> None:

@@ -8,12 +8,13 @@ on average for text that the model itself would draw and lower for people's.
 
 Without examples the signs are added up with fixed weights, ours. With examples of machine text a
 head over words (`head`) is learned on one third of them, a logistic over head and signs on the
-second; the threshold is calibrated on the rest of the human text, which neither has seen.
+second; the threshold is calibrated, by source, on the rest of the human text, which neither has
+seen.
 """
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,12 @@ from fivefold.data.curate.classifier import area_under_curve
 from fivefold.data.curate.words import unicode_words
 from fivefold.data.extract import cut_text
 from fivefold.data.long.scorer import TokenModel, open_model
-from fivefold.data.maths.calibration import Calibration, calibrate
+from fivefold.data.maths.calibration import (
+    Calibration,
+    Rate,
+    calibrate,
+    calibration_from_json,
+)
 from fivefold.data.maths.config import MachineTextConfig
 from fivefold.data.maths.head import HeadScorer, fit_head, read_head, write_head
 from fivefold.errors import ConfigError
@@ -134,9 +140,9 @@ def _features(text: str, head: HeadScorer | None, model: TokenModel | None) -> N
 
 
 def fit_detector(
-    human: Sequence[str], machine: Sequence[str], config: MachineTextConfig
+    human: Mapping[str, Sequence[str]], machine: Sequence[str], config: MachineTextConfig
 ) -> Detector:
-    """Make a detector from pieces of human text and, where there are any, of machine text.
+    """Make a detector from pieces of human text, by source, and of machine text if there are any.
 
     Raises:
         ConfigError: too few pieces.
@@ -145,14 +151,18 @@ def fit_detector(
     if not machine:
         weights = (*_WEIGHTS, 0.0, 0.0)
         return _calibrated(weights, human, [], None, model, config, _FLOOR)
-    thirds = [_third(human), _third(machine)]
-    if min(len(part) for parts in thirds for part in parts) < _MIN_EXAMPLES:
+    thirds = {name: _third(pieces) for name, pieces in human.items()}
+    people, people_too = ([one for parts in thirds.values() for one in parts[k]] for k in (0, 1))
+    people_left = {name: parts[2] for name, parts in thirds.items()}
+    models, models_too, models_left = _third(machine)
+    least = min(*map(len, (people, people_too, models, models_too, models_left)))
+    if min(least, sum(map(len, people_left.values()))) < _MIN_EXAMPLES:
         raise ConfigError(
             expected=f"{_MIN_EXAMPLES} pieces of human and of machine text in each third",
-            found=f"{len(human):,} pieces of human and {len(machine):,} of machine text",
+            found=f"{sum(map(len, human.values())):,} pieces of human and {len(machine):,} of "
+            "machine text",
             fix="Give more with `machine_text.human` and `machine_text.machine`",
         )
-    (people, people_too, people_left), (models, models_too, models_left) = thirds
     marks = np.array([0.0] * len(people) + [1.0] * len(models))
     head = fit_head([*people, *models], marks, 1024, 1.0)
     rows = np.array([_features(text, head, model) for text in (*people_too, *models_too)])
@@ -170,22 +180,25 @@ def _third(texts: Sequence[str]) -> list[list[str]]:
 
 def _calibrated(
     weights: tuple[float, ...],
-    human: Sequence[str],
+    human: Mapping[str, Sequence[str]],
     machine: Sequence[str],
     head: HeadScorer | None,
     model: TokenModel | None,
     config: MachineTextConfig,
     floor: float = -math.inf,
 ) -> Detector:
-    draft = Detector(
-        weights, Calibration(math.inf, 0, 0, 1.0), None, config.window_characters, head, model
-    )
-    scores = np.array([_raw_score(text, draft) for text in human])
+    unknown = Calibration(math.inf, Rate(0, 0, 1.0), {}, 0)
+    draft = Detector(weights, unknown, None, config.window_characters, head, model)
+
+    def scores_of(texts: Sequence[str]) -> NDArray[np.float64]:
+        return np.array([_raw_score(text, draft) for text in texts], dtype=np.float64)
+
+    scores = {name: scores_of(pieces) for name, pieces in human.items()}
     found = calibrate(scores, config.false_positives, config.confidence, floor)
     auc = None
     if machine:
-        others = np.array([_raw_score(text, draft) for text in machine])
-        auc = round(area_under_curve(others, scores), 4)
+        people = np.concatenate(list(scores.values()))
+        auc = round(area_under_curve(scores_of(machine), people), 4)
     return Detector(weights, found, auc, config.window_characters, head, model)
 
 
@@ -222,7 +235,7 @@ def read_detector(folder: Path, config: MachineTextConfig) -> Detector:
     assert facts, "the stage before wrote it"
     return Detector(
         tuple(facts["weights"]),
-        Calibration(**facts["calibration"]),
+        calibration_from_json(facts["calibration"]),
         facts["auc"],
         facts["window_characters"],
         read_head(folder / "detector_head.npz") if facts["has_head"] else None,

@@ -9,6 +9,7 @@ Templates need two passes: `OutlineDocuments` (a task for each file) and `FindTe
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import groupby
 from pathlib import Path
 
 import numpy as np
@@ -219,7 +220,7 @@ class FitDetector(PipelineStep):
         config: MachineTextConfig,
         out: Path,
     ) -> None:
-        """Take the shards of both kinds of text; write `OUT/detector.json`."""
+        """Take the shards of both kinds of text, by source; write `OUT/detector.json`."""
         super().__init__()
         self.human, self.machine = list(human), list(machine)
         self.config = config
@@ -234,20 +235,20 @@ class FitDetector(PipelineStep):
             ConfigError: too little human or machine text.
         """
         human, machine = (self._pieces(shards) for shards in (self.human, self.machine))
-        write_detector(fit_detector(human, machine, self.config), Path(self.out))
+        others = [piece for pieces in machine.values() for piece in pieces]
+        write_detector(fit_detector(human, others, self.config), Path(self.out))
         yield from ()
 
-    def _pieces(self, shards: Sequence[Shard]) -> list[str]:
-        """Return pieces of all texts, the first `max_windows` by the hash of their content."""
-        if not shards:
-            return []
-        pieces = {
-            piece
-            for document in read_texts(shards, ExtractConfig())
-            for piece in cut_text(document.text, self.config.window_characters)
-        }
-        ranked = sorted((xxhash.xxh3_64_intdigest(one.encode(), seed=5), one) for one in pieces)
-        return [piece for _, piece in ranked[: self.config.max_windows]]
+    def _pieces(self, shards: Sequence[Shard]) -> dict[str, list[str]]:
+        """Return pieces of each source's texts, the first ones by the hash of their content."""
+        size, most = self.config.window_characters, self.config.windows_per_source
+        found: dict[str, list[str]] = {}
+        for name, own in groupby(shards, key=lambda shard: shard.source):
+            documents = read_texts(list(own), ExtractConfig())
+            pieces = {piece for one in documents for piece in cut_text(one.text, size)}
+            ranked = sorted((xxhash.xxh3_64_intdigest(one.encode(), seed=5), one) for one in pieces)
+            found[name] = [piece for _, piece in ranked[:most]]
+        return found
 
 
 class DropMachineText(JudgeStep):

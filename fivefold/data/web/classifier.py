@@ -156,11 +156,18 @@ class _Features:
         self._embedder = open_embedder(embed, frequencies, count)
 
     def __call__(self, texts: Sequence[str]) -> NDArray[np.float64]:
-        vectors = embed_documents(texts, self._embedder, self._embed).astype(np.float64)
+        return self.of(texts, self.vectors(texts))
+
+    def vectors(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        return embed_documents(texts, self._embedder, self._embed)
+
+    def of(self, texts: Sequence[str], vectors: NDArray[np.float32]) -> NDArray[np.float64]:
         if not self._with_facts:
-            return vectors
+            return vectors.astype(np.float64)
         facts = [fact_density(text, self._frequencies, self._count) for text in texts]
-        return np.column_stack([vectors, np.reshape(facts, (len(texts), len(FEATURES)))])
+        return np.column_stack(
+            [vectors.astype(np.float64), np.reshape(facts, (len(texts), len(FEATURES)))]
+        )
 
     def blocks(self, features: NDArray[np.float64]) -> list[int]:
         extra = len(FEATURES) if self._with_facts else 0
@@ -206,6 +213,7 @@ class VectorClassifier:
                 fix=f"Make it with `fivefold data train-classifier --kind {kind}`",
             )
         embed = validate(EmbedConfig, facts["embed"], where="embed")
+        self._embed = embed
         self._features = _Features(kind, embed, words["frequencies"], words["texts"])
         self._seen: dict[str, int] = seen
         with np.load(folder / _HEADS) as arrays:
@@ -213,9 +221,23 @@ class VectorClassifier:
             self._heads = [Head(*parts) for parts in columns]
             self._curve = Calibration(arrays["scores"], arrays["probabilities"])
 
-    def score(self, documents: Sequence[Document]) -> VectorScores:
-        """Score documents, each by itself, by a head that did not see it."""
-        x = self._features([one.text for one in documents])
+    def shares_vectors(self, other: "VectorClassifier") -> bool:
+        """Return whether the vectors of both are the same; those of TF-IDF hang on its words."""
+        return self._embed == other._embed and bool(self._embed.factory or self._embed.url)
+
+    def vectors(self, documents: Sequence[Document]) -> NDArray[np.float32]:
+        """Return the vectors [documents, dimensions] by which documents are scored."""
+        return self._features.vectors([one.text for one in documents])
+
+    def score(
+        self, documents: Sequence[Document], vectors: NDArray[np.float32] | None = None
+    ) -> VectorScores:
+        """Score documents, each by itself, by a head that did not see it.
+
+        `vectors` are those of `vectors`, if they are known already.
+        """
+        known = self.vectors(documents) if vectors is None else vectors
+        x = self._features.of([one.text for one in documents], known)
         numbers = [self._seen.get(one.id, len(self._heads) - 1) for one in documents]
         logits = np.array(
             [self._heads[k].logits(row) for k, row in zip(numbers, x, strict=True)], np.float64

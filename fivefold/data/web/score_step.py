@@ -123,10 +123,15 @@ def _ask(documents: list[Document], models: Models) -> NDArray[np.float64]:
     Sums of another matrix library differ in the last bits, which must not decide about a tier.
     """
     found = np.full((len(documents), len(_SCORES)), np.nan)
-    if "embedding" in models:
-        found[:, 0] = models["embedding"].score(documents).score
-    if "world_knowledge" in models:
-        scores = models["world_knowledge"].score(documents)
+    quality, knowledge = models.get("embedding"), models.get("world_knowledge")
+    vectors = None
+    if quality:
+        vectors = quality.vectors(documents)
+        found[:, 0] = quality.score(documents, vectors).score
+    if knowledge:
+        # A model is asked once for both: it is what all of the time goes into.
+        is_shared = quality is not None and knowledge.shares_vectors(quality)
+        scores = knowledge.score(documents, vectors if is_shared else None)
         found[:, 1], found[:, 2] = scores.score, scores.probability
     assert not np.isnan(found[:, : 1 if "embedding" in models else 0]).any(), "a vector of NaN"
     return np.round(found, 6).astype(np.float64)

@@ -297,7 +297,7 @@ SIDES = st.tuples(LINES, st.booleans()).map(
 )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.one_of(st.none(), SIDES), st.one_of(st.none(), SIDES))
 def test_git_applies_our_diffs(
     tmp_path_factory: pytest.TempPathFactory, old: str | None, new: str | None

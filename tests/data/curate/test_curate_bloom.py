@@ -81,6 +81,34 @@ def test_pages_fare_as_with_a_plain_set(pages: list[str], sizes: tuple[int, int]
             assert len(page) == len(expected) + removed
 
 
+class ByHashes(ParagraphDedup):
+    """Gives the filter hashes to look up and again to learn, never places that it knows already."""
+
+    def _look_up_and_learn(self, groups: list[np.ndarray]) -> np.ndarray:
+        whole = np.concatenate([np.zeros(0, np.uint64), *groups])
+        is_plain = len(np.unique(whole)) == len(whole)
+        before = [self.filter.contains(group).sum() for group in groups]
+        known = np.zeros(len(groups), dtype=np.int64)
+        for index, group in enumerate(groups):
+            known[index] = before[index] if is_plain else self.filter.contains(group).sum()
+            if known[index] <= self.config.threshold * len(group):
+                self.filter.add(group)
+        return known
+
+
+@settings(max_examples=300)
+@given(st.lists(PAGE, min_size=1, max_size=8))
+def test_places_that_are_used_twice_leave_the_same_verdicts_and_filter(pages: list[str]):
+    # So small a filter takes many new n-grams for known ones: those must be the same ones too.
+    config = BloomConfig(
+        max_ngram_words=3, min_ngram_words=2, false_positives=0.2, expected_ngrams=60
+    )
+    fast, plain = ParagraphDedup(config), ByHashes(config)
+    for page in pages:
+        assert fast.judge(page) == plain.judge(page)
+        assert (fast.filter._bytes == plain.filter._bytes).all()
+
+
 def test_a_page_made_of_one_known_paragraph_and_a_new_one_keeps_the_new_one():
     """The trace of the rule on a hand-made case of six pages."""
     config = BloomConfig(expected_ngrams=10_000, false_positives=1e-6)

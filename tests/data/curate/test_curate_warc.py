@@ -37,7 +37,7 @@ def test_responses_come_out_byte_by_byte(tmp_path: Path, suffix: str):
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_a_cut_is_an_error_unless_it_lies_between_records(
     tmp_path: Path, suffix: str, data: st.DataObject
@@ -52,7 +52,7 @@ def test_a_cut_is_an_error_unless_it_lies_between_records(
             list(read_warc(path, LIMIT))
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(place=st.integers(0), bit=st.integers(0, 7), suffix=st.sampled_from(SUFFIXES[1:]))
 def test_a_flipped_bit_never_changes_a_page_without_a_word(
     tmp_path: Path, place: int, bit: int, suffix: str

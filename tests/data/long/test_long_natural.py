@@ -19,7 +19,7 @@ CHARACTERS = Ruler(None, 4.0)
 
 
 @given(st.lists(st.sampled_from("abc"), max_size=60), st.integers(1, 4))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_self_overlap_against_brute_force(letters: list[str], n: int):
     text = " ".join(letters)
     words = unicode_words(text)

@@ -39,7 +39,7 @@ def test_imports_of_several_languages_are_found():
 
 
 @given(st.integers(1, 12), st.data())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_files_without_circles_come_after_what_they_import(count: int, data: st.DataObject):
     names = data.draw(st.permutations([f"m{number:02d}" for number in range(count)]))
     # A file may import those that come before it in `names`: no circle.

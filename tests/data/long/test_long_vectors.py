@@ -57,7 +57,7 @@ def test_unknown_words_have_no_direction():
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(1, 12), st.integers(0, 15))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_nearest_is_a_stable_sort(seed: int, rows: int, count: int):
     random = np.random.default_rng(seed)
     # Few values, so that ties are everywhere.
@@ -73,7 +73,7 @@ LINES = st.text(alphabet="ab \n\r\x0c\u2028é漢", max_size=60)
 
 
 @given(LINES, st.integers(1, 8))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_chunks_cover_the_text_and_keep_to_their_size(text: str, most: int):
     chunks = cut_into_chunks(text, most, CHARACTERS)
     assert "".join(text[chunk.begin : chunk.end] for chunk in chunks) == text

@@ -1,6 +1,7 @@
 """The whole recipe on planted pages: reasons, tiers, workers, a kill, thresholds, faults."""
 
 import json
+import logging
 import os
 import shutil
 import signal
@@ -18,6 +19,7 @@ from fivefold.data.curate.dclm_baseline import Curated
 from fivefold.data.curate.decontaminate_config import DecontaminationConfig
 from fivefold.data.curate.shard import find_shards
 from fivefold.data.document import Document, read_documents
+from fivefold.data.maths.calibration import Calibration, Rate
 from fivefold.data.maths.config import (
     AdmitConfig,
     DistilConfig,
@@ -27,7 +29,7 @@ from fivefold.data.maths.config import (
     SelectConfig,
     TemplateConfig,
 )
-from fivefold.data.maths.glm5_math import maths_stage_folders, run_glm5_math
+from fivefold.data.maths.glm5_math import _tell_detector, maths_stage_folders, run_glm5_math
 from fivefold.data.maths.score_step import ScoringError
 from fivefold.errors import ConfigError, MissingFileError
 
@@ -207,7 +209,23 @@ def test_what_stays_has_formulas_tiers_and_epochs(root: Path, curated: Curated):
     assert agreement["learned"]
     assert agreement["spearman"] > 0.4
     detector = json.loads((root / "out" / "detector.json").read_text())
-    assert detector["calibration"]["bound"] <= 0.05
+    calibration = detector["calibration"]
+    assert set(calibration["sources"]) == {"guide", "notes", "plays"}
+    assert calibration["pooled"]["bound"] <= 0.05
+    for rate in calibration["sources"].values():
+        assert rate["bound"] <= 0.05 or (rate["texts"] < calibration["needed"] == 59)
+
+
+def test_rates_are_told_by_source_and_small_sources_by_name(caplog: pytest.LogCaptureFixture):
+    sources = {"essays": Rate(680, 2, 0.0092), "letters": Rate(20, 0, 0.1391)}
+    found = Calibration(1.0, Rate(700, 2, 0.0089), sources, 299)
+    with caplog.at_level(logging.INFO, "fivefold"):
+        _tell_detector(found, MachineTextConfig())
+    rates, small = caplog.messages
+    assert "2 of 700 (at most 0.89%)" in rates
+    assert "essays 2 of 680 (at most 0.92%), letters 0 of 20 (at most 13.91%)" in rates
+    assert "letters: fewer than 299 pieces" in small
+    assert "essays" not in small
 
 
 def test_another_threshold_asks_no_scorer_again(root: Path, curated: Curated):

@@ -28,7 +28,7 @@ from fivefold.errors import ConfigError
 from fivefold.text.tokenizer import Tokenizer
 
 FIXTURES = Path(__file__).parents[2] / "fixtures" / "text"
-CONFIG = MachineTextConfig(window_characters=400, false_positives=0.05, max_windows=50)
+CONFIG = MachineTextConfig(window_characters=400, false_positives=0.05, windows_per_source=50)
 _ANSWERS = (
     "Certainly! Here is a step-by-step solution.\n\n**Step 1:** Let's break it down. Furthermore, "
     "it is important to note that the {} is crucial.\n\n## Overview\n\nIn conclusion, the {} plays "
@@ -62,33 +62,69 @@ def test_bound_is_clopper_and_pearsons(flagged: int, count: int):
 
 def test_threshold_is_the_lowest_whose_bound_is_within_the_rate():
     scores = np.random.default_rng(0).permutation(1000).astype(float)
-    found = calibrate(scores, 0.01, 0.95)
+    found = calibrate({"one": scores}, 0.01, 0.95)
     # Of 1,000, at most 4 may be flagged: the bound is 0.91% then, and 1.05% with 5.
-    assert (found.flagged, found.threshold) == (4, 995.0)
-    assert found.bound <= 0.01 < upper_bound(5, 1000, 0.95)
-    assert calibrate(np.zeros(299), 0.01, 0.95).flagged == 0
+    assert (found.pooled.flagged, found.threshold) == (4, 995.0)
+    assert found.sources == {"one": found.pooled}
+    assert found.pooled.bound <= 0.01 < upper_bound(5, 1000, 0.95)
+    assert calibrate({"one": np.zeros(299)}, 0.01, 0.95).pooled.flagged == 0
     with pytest.raises(ConfigError, match="299 pieces"):
-        calibrate(np.zeros(298), 0.01, 0.95)
-    assert calibrate(scores, 0.01, 0.95, floor=2000.0).threshold == 2000.0
+        calibrate({"one": np.zeros(200), "other": np.zeros(98)}, 0.01, 0.95)
+    assert calibrate({"one": scores}, 0.01, 0.95, floor=2000.0).threshold == 2000.0
 
 
-def test_the_rate_holds_on_new_texts_of_the_same_kind():
-    random, above = np.random.default_rng(7), []
-    for _ in range(60):
-        threshold = calibrate(random.normal(size=600), 0.02, 0.95).threshold
-        above.append(0.5 * math.erfc(threshold / math.sqrt(2)))
+def test_the_rate_holds_on_new_texts_of_each_source():
+    random, count = np.random.default_rng(7), 60
+    means = {"large": 0.0, "small": 1.5}
+    above: dict[str, list[float]] = {name: [] for name in means}
+    together = []
+    for _ in range(count):
+        scores = {
+            name: random.normal(mean, size=4000 if name == "large" else 200)
+            for name, mean in means.items()
+        }
+        found = calibrate(scores, 0.02, 0.95)
+        assert max(rate.bound for rate in (found.pooled, *found.sources.values())) <= 0.02
+        for name, mean in means.items():
+            above[name].append(_share_above(found.threshold - mean))
+        pooled = calibrate({"all": np.concatenate(list(scores.values()))}, 0.02, 0.95)
+        together.append(_share_above(pooled.threshold - means["small"]))
     # In 95 of 100 calibrations the true rate is within what was promised.
-    assert np.mean(np.array(above) <= 0.02) >= 0.95 - 3 * math.sqrt(0.05 * 0.95 / 60)
+    least = 0.95 - 3 * math.sqrt(0.05 * 0.95 / count)
+    for rates in above.values():
+        assert np.mean(np.array(rates) <= 0.02) >= least
+    # Calibrated over all texts at once, a source of another kind is flagged five times as often.
+    assert np.median(together) > 0.1
+
+
+def _share_above(threshold: float) -> float:
+    return 0.5 * math.erfc(threshold / math.sqrt(2))
+
+
+def test_of_a_source_too_small_for_a_bound_none_is_flagged_and_it_is_named():
+    random = np.random.default_rng(3)
+    large, few = random.normal(size=2000), random.normal(4.0, size=20)
+    found = calibrate({"large": large, "few": few, "none": np.zeros(0)}, 0.01, 0.95)
+    assert found.threshold == few.max()
+    assert found.small_sources() == ["few", "none"]
+    assert found.needed == 299
+    assert found.sources["few"].flagged == 0
+    assert found.sources["few"].bound == pytest.approx(1 - 0.05 ** (1 / 20))
+    assert str(found.sources["few"]) == "0 of 20 (at most 13.91%)"
+    assert found.sources["none"].bound == 1.0
+    # Where it scores as others do, the small source costs nothing.
+    alike = calibrate({"large": large, "few": random.normal(-2.0, size=20)}, 0.01, 0.95)
+    assert alike.threshold == calibrate({"large": large}, 0.01, 0.95).threshold
 
 
 def test_rule_flags_answers_of_assistants_and_no_human_text():
     people = human()
-    detector = fit_detector(people, [], CONFIG)
+    detector = fit_detector({"people": people}, [], CONFIG)
     assert detector.auc is None
     assert all(map(detector.is_machine, machine(20)))
     flagged = sum(map(detector.is_machine, people))
-    assert flagged == detector.calibration.flagged
-    assert detector.calibration.bound <= 0.05
+    assert flagged == detector.calibration.pooled.flagged
+    assert detector.calibration.pooled.bound <= 0.05
     turns = "To solve this problem, let\u2019s denote the sum by s. Let's consider s mod 7."
     assert signs(turns)[1] == 3
     assert signs("Let us look at the sum, and find what is left of it mod 7.")[1] == 0
@@ -105,17 +141,20 @@ def test_learned_detector_tells_held_out_texts_apart_and_survives_its_file(tmp_p
         return " ".join(random.choice((words[kind] + " the of and to").split()) for _ in range(50))
 
     people, models = [write(0) for _ in range(240)], [write(1) for _ in range(240)]
-    detector = fit_detector(people, models, CONFIG)
+    sources = {"two": people[:200], "one": people[200:]}
+    detector = fit_detector(sources, models, CONFIG)
     assert detector.auc
     assert detector.auc > 0.99
-    assert detector.calibration.texts < 240
+    assert detector.calibration.pooled.texts < 240
+    assert detector.calibration.small_sources() == ["one"]
     write_detector(detector, tmp_path)
     again = read_detector(tmp_path, CONFIG)
+    assert again.calibration == detector.calibration
     texts = [write(kind) for kind in (0, 1) for _ in range(30)]
     assert [again.score(text) for text in texts] == [detector.score(text) for text in texts]
     assert sum(map(again.is_machine, texts[30:])) >= 28
     with pytest.raises(ConfigError, match="each third"):
-        fit_detector(people, models[:20], CONFIG)
+        fit_detector(sources, models[:20], CONFIG)
 
 
 def test_logistic_weights_have_no_gradient():

@@ -5,6 +5,7 @@ import json
 from collections.abc import Sequence
 from importlib.metadata import distributions
 from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
@@ -20,11 +21,12 @@ from fivefold.data.web.classifier import (
     fold_of,
     train_vector_classifier,
 )
-from fivefold.data.web.config import EmbedConfig, HeadConfig
+from fivefold.data.web.config import EmbedConfig, HeadConfig, Kind
 from fivefold.data.web.embed import cut_windows, embed_documents
 from fivefold.data.web.endpoint_embedder import EndpointEmbedder
 from fivefold.data.web.entry import wordnet_documents
 from fivefold.data.web.fact_density import FEATURES, fact_density
+from fivefold.data.web.score_step import _ask
 from fivefold.errors import ConfigError, CorruptFileError, MissingFileError
 from fivefold.text.completer import EndpointError
 
@@ -108,6 +110,34 @@ def test_held_out_packages_and_articles_are_told_apart(tmp_path: Path, shared_da
 
 def make(text: str, url: str) -> Document:
     return Document(document_id("s", url), text, "s", url)
+
+
+def test_a_model_is_asked_once_for_both_classifiers(tmp_path: Path):
+    kinds: tuple[Kind, Kind] = ("embedding", "world_knowledge")
+    good, other, head = (
+        documents(entry, 12, "a"),
+        documents(help_page, 12, "b"),
+        HeadConfig(folds=3),
+    )
+
+    def open_both(embed: EmbedConfig) -> dict[Kind, VectorClassifier]:
+        for kind in kinds:
+            train_vector_classifier(kind, good, other, tmp_path / kind, embed, head)
+        return {kind: VectorClassifier(str(tmp_path / kind), kind) for kind in kinds}
+
+    texts = documents(banter, 5, "c")
+    models = open_both(EmbedConfig(factory="web_builder:open_letters", windows=1))
+    alone = [models[kind].score(texts) for kind in kinds]
+    askers: list[Any] = [models[kind]._features._embedder for kind in kinds]
+    assert [asker.asked for asker in askers] == [5, 5]
+    found = _ask(texts, models)
+    assert [asker.asked for asker in askers] == [10, 5]
+    expected = (alone[0].score, alone[1].score, alone[1].probability)
+    np.testing.assert_allclose(found, np.column_stack(expected), atol=1e-6)
+    # Vectors of TF-IDF hang on what each classifier learned from.
+    assert not models["embedding"].shares_vectors(open_both(EmbedConfig())["embedding"])
+    models = open_both(EmbedConfig())
+    assert not models["world_knowledge"].shares_vectors(models["embedding"])
 
 
 def test_parts_of_one_text_share_a_fold():

