@@ -11,7 +11,7 @@ import torch
 
 def multiplies_bf16(device: torch.device) -> bool:
     """Are bf16 products on `device` made of instructions of its own?"""
-    if device.type == "cuda":  # not measured on GPU
+    if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     if device.type != "cpu":
         return False

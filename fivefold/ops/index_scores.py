@@ -17,7 +17,11 @@ from torch import Tensor
 from fivefold.ops.workspace import Workspace, block_numbers, slices
 
 _MOST_QUERIES = 128
-"""Queries of a block at most: a larger one scores more keys after the query in vain."""
+"""Queries of a block at most on a CPU: a larger one scores more keys after the query in vain."""
+_MOST_DEVICE_QUERIES = 1024
+"""The same elsewhere, where what is in vain costs less than to start a block."""
+_FEW_KEYS = 4096
+"""Keys up to which scoring all of them costs less than to wait for a device to say which matter."""
 
 
 @dataclass(frozen=True)
@@ -58,12 +62,13 @@ def query_blocks(
     """
     rows, keys, _ = key_BSJ.shape
     pairs = block_numbers(key_BSJ.device) // (rows * heads)
+    most = _MOST_QUERIES if key_BSJ.is_cpu else _MOST_DEVICE_QUERIES
     begin = 0
     while begin < queries:
         before = keys - queries + begin
         # The largest size with size x (before + size) pairs.
         size = (math.isqrt(before * before + 4 * pairs) - before) // 2
-        size = min(max(size, 1), _MOST_QUERIES, queries - begin)
+        size = min(max(size, 1), most, queries - begin)
         seen = before + size
         after = torch.ones(1, size, size, dtype=torch.bool, device=key_BSJ.device).triu_(1)
         block = QueryBlock(begin, begin + size, 0, seen, after)
@@ -75,11 +80,13 @@ def query_blocks(
 
 
 def _within_documents(block: QueryBlock, documents_BS: Tensor) -> QueryBlock:
-    """Hide other documents; drop the keys before the first that any query sees."""
+    """Hide other documents; drop many keys before the first that any query sees."""
     size, seen = block.end - block.begin, block.seen
     own_BT1 = documents_BS[:, seen - size : seen, None]
     hidden_BTS = (own_BT1 != documents_BS[:, None, :seen]) | (own_BT1 < 0)
     hidden_BTS[..., -size:] |= block.hidden_BTX
+    if not documents_BS.is_cpu and seen <= _FEW_KEYS:
+        return QueryBlock(block.begin, block.end, 0, seen, hidden_BTS)
     # A first key that is hidden from all or seen by some; without one, nothing is left.
     needed = (~hidden_BTS).flatten(0, 1).any(0).nonzero()
     first = int(needed[0]) if len(needed) else seen

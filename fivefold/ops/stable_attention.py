@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fivefold.ops.attention import attend_absorbed
-from fivefold.ops.batch_invariant import linear
+from fivefold.ops.batch_invariant import in_groups, linear
 from fivefold.ops.select_topk import select_topk
 from fivefold.ops.workspace import block_numbers, slices
 
@@ -78,13 +78,15 @@ def _attend(q_PHX: Tensor, table_SX: Tensor, place_PS: Tensor, width: int) -> Te
     rows_PSX = table_SX.index_select(0, place_PS.clamp_min(0).flatten())
     rows_NSX = rows_PSX.view(queries * tiles, TILE_KEYS, -1)
     q_NHX = q_PHX[:, None].expand(-1, tiles, -1, -1).flatten(0, 1)
-    scores = torch.bmm(q_NHX, rows_NSX.mT).view(queries, tiles, *q_PHX.shape[1:2], TILE_KEYS)
+    scores_NHS = in_groups(_match, q_NHX, rows_NSX)
+    scores = scores_NHS.view(queries, tiles, *q_PHX.shape[1:2], TILE_KEYS)
     hidden = (place_PS < 0).view(queries, tiles, 1, TILE_KEYS)
     scores = scores.masked_fill(hidden, -torch.inf)
     # A maximum has no rounding: its order does not matter.
     p = (scores - scores.detach().amax((1, 3), keepdim=True)).exp()
-    parts = torch.bmm(p.flatten(0, 1), rows_NSX[..., :width]).view(*p.shape[:3], width)
-    weights = p.sum(-1, keepdim=True)
+    p_NHS = p.flatten(0, 1)
+    parts = in_groups(torch.bmm, p_NHS, rows_NSX[..., :width]).view(*p.shape[:3], width)
+    weights = in_groups(_sum_keys, p_NHS).view(*p.shape[:3], 1)
     context, weight = parts[:, 0], weights[:, 0]
     for tile in range(1, tiles):
         context, weight = context + parts[:, tile], weight + weights[:, tile]
@@ -111,11 +113,19 @@ def stable_selection(
         rows_NSJ = rows.view(-1, TILE_KEYS, rows.shape[-1]).to(q_PIJ.dtype)
         q_NIJ = q_PIJ[piece, None].expand(-1, tiles, -1, -1).flatten(0, 1)
         weight_N1I = weight_PI[piece, None].expand(-1, tiles, -1).flatten(0, 1)[:, None]
-        match_NIS = torch.bmm(q_NIJ, rows_NSJ.mT).relu_()
-        scores.append(torch.bmm(weight_N1I, match_NIS).view(-1, keys))
+        match_NIS = in_groups(_match, q_NIJ, rows_NSJ).relu_()
+        scores.append(in_groups(torch.bmm, weight_N1I, match_NIS).view(-1, keys))
     scores_PS = torch.cat(scores).masked_fill_(place_PS < 0, -torch.inf)
     chosen_PK = select_topk(scores_PS, k)
     return torch.where(chosen_PK < 0, -1, place_PS.gather(1, chosen_PK.clamp_min(0)))
+
+
+def _match(q_NHX: Tensor, rows_NSX: Tensor) -> Tensor:
+    return torch.bmm(q_NHX, rows_NSX.mT)
+
+
+def _sum_keys(p_NHS: Tensor) -> Tensor:
+    return p_NHS.sum(-1, keepdim=True)
 
 
 def _pad(place_PS: Tensor) -> Tensor:

@@ -4,7 +4,8 @@ On a GPU each direction has a stream of its own and the host's memory is pinned,
 allocator. A copy waits by event for what the compute stream had been given before it, the compute
 stream by event for the copy; the processor waits for neither. Memory is allocated and freed on the
 compute stream alone, which keeps torch's allocator right: it hands memory on in that stream's
-order. (Not measured on GPU.) On a CPU the host is another buffer and a copy is over at once.
+order. One H200 moved 55 GB/s each way (`benchmarks/offload_gpu.py`). On a CPU the host is another
+buffer and a copy is over at once.
 """
 
 from typing import Any, Protocol

@@ -13,8 +13,9 @@ blocks save them. Surprise: what a hand-written backward keeps on its `ctx` outs
 """
 
 import functools
+import itertools
 import weakref
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,6 +40,10 @@ Layers = bool | Sequence[int]
 
 LEAST_BYTES = 2**19
 """Smallest storage that travels: a link of 50 GB/s moves it in the 10 us that it takes to begin."""
+
+
+_WIDEST = 4
+"""Most block runs that a copy is given: more would keep too much on its way."""
 
 
 class Offloader:
@@ -202,7 +207,7 @@ class _Stored:
         self.last_run: _Run | None = None
         self.size = whole.nbytes
         self._link, self._ledger, self._layer = link, ledger, ledger.layer(layer)
-        ledger.hold(self.size)
+        ledger.hold(_address(whole), self.size)
 
     @property
     def here(self) -> Tensor:
@@ -225,8 +230,8 @@ class _Stored:
     def leave(self) -> None:
         """Give up the device's memory; whoever gets it waits for the copy."""
         self._link.wait(self._left)
+        self._ledger.drop(_address(self.here), self.size)
         self._device = None
-        self._ledger.hold(-self.size)
 
     def start_in(self) -> None:
         """Begin the copy to the device, unless it is there."""
@@ -236,7 +241,7 @@ class _Stored:
             self._host, self._is_arriving = None, True
             self._layer.in_bytes += self.size
             self._ledger.host_bytes -= self.size
-            self._ledger.hold(self.size)
+            self._ledger.hold(_address(self._device), self.size)
 
     def arrived(self) -> Tensor:
         """Return all bytes on the device, for what is computed from here on."""
@@ -255,7 +260,7 @@ class _Stored:
         """Count out what autograd lets go of; a copy that still writes to it is waited for."""
         self._settle()
         if self._device is not None:
-            self._ledger.hold(-self.size)
+            self._ledger.drop(_address(self._device), self.size)
         if self._host is not None:
             self._ledger.host_bytes -= self.size
 
@@ -308,6 +313,22 @@ def named_layers(layers: Layers, blocks: Collection[int]) -> set[int]:
             fix="Correct `recompute` or `offload`",
         )
     return set(layers)
+
+
+def widest_window(moving: Collection[int], runs: Mapping[int, int]) -> int:
+    """Return how many block runs a copy of the layers `moving` may take at most.
+
+    So many that the next of them has the link to itself, in the microbatch that follows too, and
+    that each is still away for some time. `runs` says how often a pass runs each layer.
+    """
+    begins = dict(zip(runs, itertools.accumulate(runs.values(), initial=0), strict=False))
+    total, places = sum(runs.values()), sorted(begins[layer] for layer in moving)
+    if not places or any(runs[layer] > 1 for layer in moving):
+        return 1
+    apart = [after - before for before, after in itertools.pairwise([*places, places[0] + total])]
+    behind = [total - 1 - place for place in places]
+    away = [count - 1 for count in behind if count > 1]
+    return max(min([*apart, *away, _WIDEST]), 1)
 
 
 def _address(tensor: Tensor) -> int:

@@ -29,6 +29,7 @@ from fivefold.parallel.offload import (
     keep_blocks,
     named_layers,
     offload_blocks,
+    widest_window,
 )
 from fivefold.plan.block_order import block_events
 from fivefold.plan.schedule import Action
@@ -83,11 +84,14 @@ class ComputeModel:
         self.offloader: Offloader | None = None
         """Moves and counts what blocks save; None: everything stays uncounted."""
         if moved or activation_bytes is not None:
+            runs = dict.fromkeys(range(model.config.num_hidden_layers), 1)
+            if model.mtp is not None:
+                runs[model.config.num_hidden_layers] = model.config.fivefold.mtp_depths
             self.offloader = Offloader(
                 moved,
-                model.config.num_hidden_layers
-                + model.config.fivefold.mtp_depths * (model.mtp is not None),
+                sum(runs.values()),
                 device,
+                window=widest_window(moved, runs),
                 least_bytes=least_bytes,
             )
             if activation_bytes is not None:
