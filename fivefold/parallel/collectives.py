@@ -82,15 +82,6 @@ def start_all_to_all(
     return received, work
 
 
-def broadcast(tensor: Tensor, group: Group, source: int = 0) -> Tensor:
-    """Give every rank the tensor of the group's rank `source`, in place."""
-    if group.handle is not None:
-        is_source = group.rank == source
-        group.ledger.record("broadcast", group.name, tensor.nbytes if is_source else 0)
-        dist.broadcast(tensor, group.ranks[source], group.handle)
-    return tensor
-
-
 def sum_values(values: Sequence[float], group: Group, device: torch.device) -> list[float]:
     """Return the sums over the group of some numbers, in fp64."""
     if group.handle is None:

@@ -19,7 +19,7 @@ AXES = ("pp", "dp", "fsdp", "cp", "tp")
 """The axes that span the processes, outer to inner."""
 DATA_AXES = ("dp", "fsdp")
 """The axes whose ranks see different rows."""
-_APART = (("pp", ("tp", "cp", "ep")), ("fsdp", ("tp", "cp", "ep")), ("cp", ("tp",)))
+_APART = (("fsdp", ("tp", "cp", "ep")),)
 """Axes over which `fivefold run` spreads no training together."""
 
 
@@ -62,7 +62,8 @@ class ParallelConfig(Config):
     bucket_bytes: int = pydantic.Field(default=2**25, gt=0)
     """Bytes of gradients or weights in one collective; a larger parameter is a bucket alone."""
     timeout_seconds: float = pydantic.Field(default=600, gt=0)
-    """Longest wait for another rank within a training step; then the run ends and names it."""
+    """Longest wait for another rank within a training step or while a state is loaded; then the run
+    ends and names it."""
     async_save: bool = True
     """Write resume states while training goes on; one process always waits."""
 

@@ -13,6 +13,7 @@ Surprise: a rank without any token runs one row of zeros. Its experts' gradients
 those of idle experts are in one process, and its part in the exchanges of the backward is kept.
 """
 
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -46,21 +47,37 @@ def sort_pairs(chosen_TA: Tensor, experts: int) -> Pairs:
     return Pairs(order // max(chosen_TA.shape[1], 1), place.view_as(chosen_TA), counts_E)
 
 
-def dispatcher(way: Flat | TwoLevels, experts: int, layer: int = 0) -> Dispatcher:
-    """Return the dispatcher of one layer of `experts`, of which every rank holds an equal run.
+@dataclass(frozen=True)
+class ExpertDispatcher:
+    """The dispatcher of one layer, of whose experts every rank holds an equal run."""
 
-    `layer` goes into the header of its exchanges: ranks in different layers notice.
-    """
-    group = way.group
-    own = experts // group.size
-    assert own * group.size == experts, f"{group.size} ranks cannot share {experts} experts evenly"
+    way: Flat | TwoLevels
+    """How rows reach the ranks of `ep`."""
+    experts: int
+    """Of all ranks; divided by them."""
+    layer: int = 0
+    """Goes into the header of the exchanges: ranks in different layers notice."""
+    run: Dispatcher = run_experts
+    """What runs this rank's experts on the rows that came."""
 
-    def dispatch(
-        x_TD: Tensor, chosen_TA: Tensor, weight_TA: Tensor, gate_up_EFD: Tensor, down_EDF: Tensor
+    def __deepcopy__(self, memo: dict[int, Any]) -> "ExpertDispatcher":
+        """Stay one: a copy of a model is on the same ranks."""
+        return self
+
+    def __call__(
+        self,
+        x_TD: Tensor,
+        chosen_TA: Tensor,
+        weight_TA: Tensor,
+        gate_up_EFD: Tensor,
+        down_EDF: Tensor,
     ) -> Tensor:
-        assert len(gate_up_EFD) == own, f"{len(gate_up_EFD)} experts on a rank of {own}"
-        pairs = sort_pairs(chosen_TA, experts)
-        counts = exchange_counts(pairs.counts_E, group, layer)
+        """Compute `ops.experts.run_experts` with all ranks' experts."""
+        way, own = self.way, len(gate_up_EFD)
+        ranks = way.group.size
+        assert own * ranks == self.experts, f"{own} of {self.experts} experts on one of {ranks}"
+        pairs = sort_pairs(chosen_TA, self.experts)
+        counts = exchange_counts(pairs.counts_E, way.group, self.layer)
         there = counts.sent, counts.received
         x_RD = deliver(_Spread.apply(x_TD, pairs.token_P, pairs.place_TA), *there, way)
         weight_P1 = _arrange(weight_TA, pairs.place_TA)
@@ -70,11 +87,9 @@ def dispatcher(way: Flat | TwoLevels, experts: int, layer: int = 0) -> Dispatche
         if rows == 0:
             x_RD, weight_R1 = F.pad(x_RD, (0, 0, 0, 1)), F.pad(weight_R1, (0, 0, 0, 1))
             chosen_R1 = chosen_TA.new_zeros(1, 1)
-        y_RD = run_experts(x_RD, chosen_R1, weight_R1, gate_up_EFD, down_EDF)[:rows]
+        y_RD = self.run(x_RD, chosen_R1, weight_R1, gate_up_EFD, down_EDF)[:rows]
         y_PD = deliver(y_RD, counts.received, counts.sent, way)
         return _Combine.apply(y_PD, pairs.token_P, pairs.place_TA)
-
-    return dispatch
 
 
 def _experts_of(counts: list[list[int]], like: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """What blocks saved for their backward, in bytes: on the device, on the host, and on the way."""
 
+from collections import Counter
 from dataclasses import dataclass, field
 
 
@@ -13,10 +14,11 @@ class LayerBytes:
 
 @dataclass
 class OffloadLedger:
-    """What the hooks of all blocks saw; each storage counts once.
+    """What the hooks of all blocks saw; each storage counts once, however many hold it.
 
-    Left out are weights, what comes from outside of the blocks, and what a recomputed block saves
-    in its second forward.
+    With weight gradients that are put off, also what waits for them: inputs, which stay beyond the
+    backward of their block, and incoming gradients. Left out are weights, what comes from outside
+    of the blocks, and what a recomputed block saves in its second forward and nothing puts off.
     """
 
     layers: dict[int, LayerBytes] = field(default_factory=dict)
@@ -29,6 +31,8 @@ class OffloadLedger:
     """On the host now."""
     late: int = 0
     """Storages that nothing had sent for when their backward came."""
+    _holders: Counter[int] = field(default_factory=Counter, repr=False)
+    """How many hold the storage on the device that begins at an address."""
 
     @property
     def out_bytes(self) -> int:
@@ -44,10 +48,19 @@ class OffloadLedger:
         """Return one layer's account."""
         return self.layers.setdefault(layer, LayerBytes())
 
-    def hold(self, size: int) -> None:
-        """Count bytes that the device holds from now on; negative: no longer."""
-        self.held_bytes += size
-        self.peak_bytes = max(self.peak_bytes, self.held_bytes)
+    def hold(self, address: int, size: int) -> None:
+        """Count a storage on the device that one more holds from now on."""
+        self._holders[address] += 1
+        if self._holders[address] == 1:
+            self.held_bytes += size
+            self.peak_bytes = max(self.peak_bytes, self.held_bytes)
+
+    def drop(self, address: int, size: int) -> None:
+        """Count it out when its last holder lets go of it; called before it is freed."""
+        self._holders[address] -= 1
+        if not self._holders[address]:
+            del self._holders[address]
+            self.held_bytes -= size
 
     def check_idle(self) -> None:
         """Assert that nothing is held between steps."""

@@ -3,10 +3,12 @@
 Every rank writes what it holds; tensors that all have are written once. A directory appears under
 its name only when all of it is there, and the one before goes only afterwards, so that a crash at
 any moment leaves a whole one. Asynchronous: the tensors are copied, training goes on while they are
-written, and rank 0 gives the directory its name at the first step after that. All ranks must see
-the same file system.
+written, and the thread that writes on rank 0 gives the directory its name as soon as all ranks have
+written, whatever training does then: a kill costs the steps since the state was due, and only while
+it is being written those of the interval before. All ranks must see the same file system.
 """
 
+import functools
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
@@ -28,11 +30,9 @@ _SAVE_LIMIT = timedelta(hours=2)
 
 
 @dataclass(frozen=True)
-class _Pending:
-    """A state that is being written."""
+class _State:
+    """A state that gets its name when all of it is there."""
 
-    future: Future[Any] | None
-    """None: it is written."""
     target: Path
     progress: dict[str, Any]
     done: Callable[[], None]
@@ -47,7 +47,7 @@ class Saver:
         group = dist.new_group(backend="gloo", timeout=_SAVE_LIMIT)
         assert isinstance(group, dist.ProcessGroup)
         self._group = group
-        self._pending: _Pending | None = None
+        self._pending: tuple[_State, Future[None]] | None = None
 
     def save(
         self,
@@ -56,7 +56,7 @@ class Saver:
         progress: dict[str, Any],
         done: Callable[[], None],
     ) -> None:
-        """Start to write `target`; rank 0 calls `done` when it has its name.
+        """Start to write `target`; rank 0 calls `done`, maybe in a thread, when it has its name.
 
         Waits for the state before. All ranks together.
 
@@ -70,22 +70,24 @@ class Saver:
                 target.parent.mkdir(parents=True, exist_ok=True)
                 remove(partial)
         self._mesh.wait()
-        future = None
+        state = _State(target, progress, done)
         with _told(target):
-            if self._mesh.config.async_save:
-                future = dcp.async_save(tensors, checkpoint_id=partial, process_group=self._group)
-            else:
+            if not self._mesh.config.async_save:
                 dcp.save(tensors, checkpoint_id=partial, process_group=self._group)
-        assert future is None or isinstance(future, Future)
-        self._pending = _Pending(future, target, progress, done)
-        self.poll()
+                self._name(state)
+                return
+            written = dcp.async_save(tensors, checkpoint_id=partial, process_group=self._group)
+        assert isinstance(written, Future)
+        self._pending = state, _then(written, functools.partial(self._name, state))
 
     def poll(self) -> None:
-        """Give a state that has been written since its name."""
-        if self._pending is not None:
-            future = self._pending.future
-            if future is None or future.done():
-                self._complete(self._pending)
+        """Raise what a save that has ended since has failed with.
+
+        Raises:
+            StorageError: it could not be written.
+        """
+        if self._pending is not None and self._pending[1].done():
+            self.finish()
 
     def finish(self) -> None:
         """Wait until the last state has its name.
@@ -94,26 +96,51 @@ class Saver:
             StorageError: it could not be written.
         """
         if self._pending is not None:
-            self._complete(self._pending)
+            (state, named), self._pending = self._pending, None
+            with _told(state.target):
+                named.result()
 
-    def _complete(self, pending: _Pending) -> None:
-        self._pending = None
-        with _told(pending.target):
-            if pending.future is not None:
-                pending.future.result()
+    def _name(self, state: _State) -> None:
         # Rank 0 is done after all others, whose results it collects.
         if self._mesh.is_first:
-            partial = _partial(pending.target)
-            write_json(partial / "progress.json", pending.progress)
-            if pending.target.exists():
-                remove(pending.target)
-            partial.replace(pending.target)
-            pending.done()
+            partial = _partial(state.target)
+            write_json(partial / "progress.json", state.progress)
+            if state.target.exists():
+                remove(state.target)
+            partial.replace(state.target)
+            state.done()
+
+
+def _then(first: Future[Any], follow: Callable[[], None]) -> Future[None]:
+    """Let `follow` run in the thread of `first` after it; fails with what either failed with."""
+    ended: Future[None] = Future()
+
+    def go_on(_: Future[Any]) -> None:
+        try:
+            first.result()
+            follow()
+        except BaseException as error:  # noqa: BLE001 - raised where `ended` is waited for
+            ended.set_exception(error)
+        else:
+            ended.set_result(None)
+
+    first.add_done_callback(go_on)
+    return ended
 
 
 def load_together(tensors: dict[str, dict[str, Tensor]], source: Path, mesh: Mesh) -> None:
-    """Load a state of any mesh in place; all ranks together."""
-    dcp.load(tensors, checkpoint_id=source, process_group=mesh.control)
+    """Load a state of any mesh in place; all ranks together.
+
+    A rank that keeps the others waiting beyond `parallel.timeout_seconds` is missed here, and the
+    report of a failure says so.
+    """
+    place, limit = mesh.place, timedelta(seconds=mesh.config.timeout_seconds)
+    mesh.place = f"{place}, while loading `{source.name}`"
+    group = dist.new_group(backend="gloo", timeout=limit)
+    assert isinstance(group, dist.ProcessGroup)
+    dcp.load(tensors, checkpoint_id=source, process_group=group)
+    dist.destroy_process_group(group)
+    mesh.place = place
 
 
 def _partial(target: Path) -> Path:

@@ -44,10 +44,14 @@ class TensorAxis:
 
     def own(self, whole_BTX: Tensor) -> Tensor:
         """Return this rank's part of (B, T, ...)."""
+        if self.size == 1:
+            return whole_BTX
         return whole_BTX[:, self.part(whole_BTX.shape[1])]
 
     def gather(self, own_BTX: Tensor) -> Tensor:
         """Return the whole sequence; the ranks' gradients of it add up."""
+        if self.size == 1:
+            return own_BTX
         return _Gather.apply(own_BTX, self.group, True)
 
     def gather_alike(self, own_BTX: Tensor) -> Tensor:
@@ -82,6 +86,8 @@ class TensorAxis:
             ConfigError: tokens that the ranks do not divide.
             MismatchError: another rank has other rows.
         """
+        if self.size == 1:
+            return
         rows, tokens = ids_BT.shape
         order = torch.arange(1, ids_BT.numel() + 1, device=ids_BT.device)
         mark = (ids_BT.flatten() * order).sum()
@@ -95,12 +101,21 @@ class TensorAxis:
                     found=f"{other[0]} of {other[1]} tokens on rank {rank}, or other tokens",
                     fix="Give ranks that differ in `tp` alone the same rows",
                 )
-        if tokens % self.size:
-            raise ConfigError(
-                expected=f"rows of tokens that {self.size} tensor ranks divide",
-                found=f"{tokens} tokens",
-                fix="Change the length of rows, or `parallel.tp`",
-            )
+        check_row(tokens, self.size)
+
+
+def check_row(tokens: int, ranks: int) -> None:
+    """Refuse rows of so many tokens where tensor ranks cannot share them.
+
+    Raises:
+        ConfigError: the ranks do not divide them.
+    """
+    if tokens % ranks:
+        raise ConfigError(
+            expected=f"rows of tokens that {ranks} tensor ranks divide",
+            found=f"{tokens} tokens",
+            fix="Change the length of rows, or `parallel.tp`",
+        )
 
 
 def _cut(whole_BTX: Tensor, ranks: int) -> Tensor:

@@ -31,7 +31,7 @@ from fivefold.models.mtp import MtpLayer
 from fivefold.models.transformer import Transformer
 from fivefold.parallel.collectives import all_gather
 from fivefold.parallel.config import ParallelConfig, rank_table
-from fivefold.parallel.expert import dispatcher
+from fivefold.parallel.expert import ExpertDispatcher
 from fivefold.parallel.expert_exchange import delivery
 from fivefold.parallel.mesh import Group, Mesh
 from fivefold.parallel.row_shard import RowShard
@@ -102,33 +102,45 @@ def check_divides(model: ModelConfig, config: ParallelConfig) -> None:
 
 
 class SplitModel:
-    """A copy of a model cut over the `tp` and `ep` axes of a mesh."""
+    """A copy of a model cut over the `tp` and `ep` axes of a mesh.
 
-    def __init__(self, model: Transformer, mesh: Mesh) -> None:
+    Where the mesh has neither, the model itself is its only part.
+    """
+
+    def __init__(
+        self, model: Transformer, mesh: Mesh, shapes: Mapping[str, tuple[int, ...]] | None = None
+    ) -> None:
         """Cut a copy of `model`; `release` empties `model` itself, all but its buffers.
+
+        `shapes` name the parameters that stand in `model`, None being all: those of other stages of
+        a pipeline are empty and stay so.
 
         Raises:
             ConfigError: ranks that cannot share the model evenly.
         """
         check_divides(model.config, mesh.config)
         self.mesh = mesh
-        self.shell = model
+        self.shell = self.model = model
         self.axis = TensorAxis(mesh.group("tp"))
-        self.shapes = {name: tuple(value.shape) for name, value in model.named_parameters()}
+        named = model.named_parameters()
+        self.shapes = shapes or {name: tuple(value.shape) for name, value in named}
         self.cuts = self.cuts_of_rank(mesh.rank)
+        self.is_cut = mesh.config.tp > 1 or mesh.config.ep > 1
+        if not self.is_cut:
+            return
         self.model = copy.deepcopy(model)
-        for name, parameter in self.model.named_parameters():
-            cut = self.cuts[name]
+        for name, cut in self.cuts.items():
             if cut is not None:
+                parameter = self.model.get_parameter(name)
                 parameter.data = cut.of(parameter.data).clone()
         self.model.register_state_dict_post_hook(_presenting_whole(self.cuts, self.shapes, mesh))
         if self.axis.size > 1:
-            _share_tensors(self.model, self.axis, self.cuts)
+            _share_tensors(self.model, self.axis)
         if mesh.config.ep > 1:
             way = delivery(mesh, mesh.config.ranks_per_node)
             moes = [module for module in self.model.modules() if isinstance(module, MoE)]
             for layer, moe in enumerate(moes):
-                moe.dispatch = dispatcher(way, model.config.n_routed_experts, layer)
+                moe.dispatch = ExpertDispatcher(way, model.config.n_routed_experts, layer)
 
     def follow(self) -> None:
         """Take over what a phase changed in the plain model: its rotary speeds."""
@@ -143,9 +155,8 @@ class SplitModel:
     def materialise(self) -> None:
         """Fill the plain model with the whole weights; all ranks together."""
         groups = {axis: self.mesh.group(axis) for axis in ("tp", "ep")}
-        for name, parameter in self.model.named_parameters():
-            cut = self.cuts[name]
-            whole = parameter.data
+        for name, cut in self.cuts.items():
+            whole = self.model.get_parameter(name).data
             if cut is not None:
                 whole = _whole(whole, cut, self.shapes[name][cut.dim], groups[cut.axis])
             self.shell.get_parameter(name).data = whole
@@ -155,7 +166,9 @@ class SplitModel:
                 self.shell.get_buffer(name).copy_(buffer)
 
     def release(self) -> None:
-        """Empty the plain model."""
+        """Empty the plain model, unless it is its own part."""
+        if not self.is_cut:
+            return
         for parameter in self.shell.parameters():
             parameter.data = parameter.data.new_empty(0)
 
@@ -181,7 +194,7 @@ def _presenting_whole(
     return present
 
 
-def _share_tensors(model: Transformer, axis: TensorAxis, cuts: Mapping[str, Cut | None]) -> None:
+def _share_tensors(model: Transformer, axis: TensorAxis) -> None:
     """Make the modules of a cut model exchange what their parts need."""
 
     def gather(_: nn.Module, __: Any, output: Tensor) -> Tensor:
@@ -203,14 +216,12 @@ def _share_tensors(model: Transformer, axis: TensorAxis, cuts: Mapping[str, Cut 
             module.shared_head_norm.register_forward_hook(gather)
     model.norm.register_forward_hook(gather)
     model.register_forward_pre_hook(lambda _, args: axis.check(args[0]))
-    embedding, head = cuts["embed_tokens.weight"], cuts["lm_head.weight"]
-    assert embedding is not None, "the vocabulary is cut"
-    assert head is not None, "the vocabulary is cut"
+    begin = RowShard((model.config.vocab_size,), axis.size, axis.group.rank).rows.start
     # As FSDP2 does: the class changes, parameters and names stay.
     model.embed_tokens.__class__ = VocabularyEmbedding
     assert isinstance(model.embed_tokens, VocabularyEmbedding)
-    model.embed_tokens.axis, model.embed_tokens.begin = axis, embedding.begin
-    model.head_loss = _HeadLoss(axis, head.begin)
+    model.embed_tokens.axis, model.embed_tokens.begin = axis, begin
+    model.head_loss = _HeadLoss(axis, begin)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,12 @@ computes the loss of its own queries, and the ranks' sum is the loss of all.
 import torch
 from torch import Tensor
 
-from fivefold.models.indexer import Selection, loss_over_all_keys, loss_over_selected_keys
+from fivefold.models.indexer import (
+    IndexQuery,
+    Selection,
+    loss_over_all_keys,
+    loss_over_selected_keys,
+)
 from fivefold.models.layer import Linear
 from fivefold.models.mla import LatentAttention
 from fivefold.models.surroundings import Surroundings
@@ -33,24 +38,18 @@ class HeadParallelAttention(LatentAttention):
     ) -> tuple[Tensor, IndexLoss | None]:
         if selection is None or not around.index_learns:
             return super()._attend(parts, around, selection)
-        own = self.axis.part(parts[0].shape[1])
-        q_BTIJ, key_BSJ, weight_BTI = selection.query
         places_BTK = selection.places_BTK
         if places_BTK is not None:
             out_BTHV, shares_BTK = attend_gathered_with_shares(*parts, places_BTK, self.scale)
-            shares_BTK = all_reduce(shares_BTK / self.axis.size, self.axis.group)
-            query = selection.query._replace(q_BTIJ=q_BTIJ[:, own], weight_BTI=weight_BTI[:, own])
-            mine = Selection(query, places_BTK=places_BTK[:, own])
-            return out_BTHV, self._over_ranks(loss_over_selected_keys(mine, shares_BTK[:, own]))
+            return out_BTHV, self.loss_of_shares(selection, shares_BTK)
         # Nothing was selected: attention is dense, as without an indexer.
         out_BTHV, _ = super()._attend(parts, around, None)
         q_nope, q_rope, latent_BSC, rope_BSR, kv_b_HC = parts
-        seen = slice(0, own.stop)
+        query = self.own_query(selection)
+        seen = slice(0, self.axis.part(q_nope.shape[1]).stop)
         documents_BT = around.documents_BT
         loss = loss_over_all_keys(
-            selection.query._replace(
-                q_BTIJ=q_BTIJ[:, own], key_BSJ=key_BSJ[:, seen], weight_BTI=weight_BTI[:, own]
-            ),
+            query._replace(key_BSJ=query.key_BSJ[:, seen]),
             self.axis.heads_to_queries(torch.cat([q_nope, q_rope], -1)),
             latent_BSC[:, seen],
             rope_BSR[:, seen],
@@ -59,9 +58,24 @@ class HeadParallelAttention(LatentAttention):
             None if documents_BT is None else documents_BT[:, seen],
             k=self.topk if around.probes else None,
         )
-        return out_BTHV, self._over_ranks(loss)
+        return out_BTHV, self.over_ranks(loss)
 
-    def _over_ranks(self, loss: IndexLoss) -> IndexLoss:
+    def loss_of_shares(self, selection: Selection, shares_BTK: Tensor) -> IndexLoss:
+        """Return the loss over selected keys from the mean over this rank's heads."""
+        places_BTK = selection.places_BTK
+        assert places_BTK is not None, "shares are of selected keys"
+        own = self.axis.part(places_BTK.shape[1])
+        shares_BTK = all_reduce(shares_BTK / self.axis.size, self.axis.group)
+        mine = Selection(self.own_query(selection), places_BTK=places_BTK[:, own])
+        return self.over_ranks(loss_over_selected_keys(mine, shares_BTK[:, own]))
+
+    def own_query(self, selection: Selection) -> IndexQuery:
+        """Return what scores the keys for this rank's part of the queries."""
+        q_BTIJ, key_BSJ, weight_BTI = selection.query
+        own = self.axis.part(q_BTIJ.shape[1])
+        return IndexQuery(q_BTIJ[:, own], key_BSJ, weight_BTI[:, own])
+
+    def over_ranks(self, loss: IndexLoss) -> IndexLoss:
         """Add up the ranks' queries; the gradient stays this rank's."""
         group = self.axis.group
         mass = loss.mass

@@ -57,8 +57,8 @@ class SplitRows:
         self.data_group, self.everyone = mesh.data, mesh.everyone
         # Ranks that exchange tokens have to step through as many microbatches as each other.
         self.takes_uneven_rows = not mesh.config.experts_cross_rows
-        named = split.model.named_parameters()
-        self._weights = {name: value for name, value in named if value.requires_grad}
+        named = {name: split.model.get_parameter(name) for name in split.shapes}
+        self._weights = {name: value for name, value in named.items() if value.requires_grad}
         self.shapes = {name: split.shapes[name] for name in self._weights}
         group = self.shard_group
         self._shards = {

@@ -87,14 +87,14 @@ class Zero:
     def __init__(
         self,
         weights: Mapping[str, nn.Parameter],
-        computed: Mapping[str, nn.Parameter],
+        computed: Mapping[str, nn.Parameter] | None,
         mesh: Mesh,
     ) -> None:
         """Share the trained parameters `weights` of a model that every rank has whole.
 
         `computed` are the parameters on which backward leaves gradients: the same, or a copy in a
         lower precision. Stage 2 takes gradients from there itself; at stages 0 and 1 they are to be
-        added up on `weights` before `finish`.
+        added up on `weights` before `finish`. None: somebody else puts gradients on `rows`.
         """
         config = mesh.config
         self.stage = config.zero_stage
@@ -123,7 +123,7 @@ class Zero:
         self._pending: list[tuple[int, Tensor, Tensor, dist.Work | None]] = []
         self._place = {n: i for i, bucket in enumerate(self.buckets) for n in bucket.shards}
         self._hooks: list[RemovableHandle] = []
-        if self.stage == 2 and self.everyone.size > 1:
+        if computed is not None and self.stage == 2 and self.everyone.size > 1:
             self._hooks = [
                 computed[name].register_post_accumulate_grad_hook(self._hook(name))
                 for name in self._weights

@@ -18,6 +18,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 
 from fivefold.artifact import atomic_write, read_json, remove, write_json
 from fivefold.errors import CorruptFileError, StorageError
+from fivefold.parallel.failure import is_lost_contact
 from fivefold.parallel.mesh import Mesh
 from fivefold.parallel.saver import Saver, load_together
 from fivefold.train.optimizer import HybridOptimizer
@@ -80,6 +81,7 @@ def load_state(
 
     Raises:
         CorruptFileError: the newest state is damaged.
+        RuntimeError: another rank is gone or does not answer, as `parallel.failure` tells it.
     """
     steps = saved_steps(directory)
     if mesh is not None:
@@ -98,9 +100,13 @@ def load_state(
             with _single_process():
                 dcp.load(tensors, checkpoint_id=newest)
     except (CheckpointException, OSError, RuntimeError, ValueError) as error:
+        if is_lost_contact(error):
+            raise
+        # Of several ranks' errors the last line says what it was.
+        line = -1 if isinstance(error, CheckpointException) else 0
         raise CorruptFileError(
             expected=f"a whole training state in `{newest}`",
-            found=str(error).splitlines()[0][:200],
+            found=str(error).splitlines()[line][:200],
             fix="Delete that directory to resume from the state before it",
         ) from error
     return progress

@@ -65,7 +65,7 @@ class Spreading:
     parted: FullyShardedModel | PipedModel | SplitModel | None = None
     """What holds the weights in parts, the plain model emptied; None: each rank has all."""
     context: ContextParallel | None = None
-    """How ranks share the tokens of rows; None: they do not."""
+    """How ranks share the tokens of rows; None: they do not, or a pipeline sees to it."""
 
     def load(self, states: Path) -> dict[str, Any] | None:
         """Go on from the newest state in `states`: return its progress; None if there is none.
@@ -74,7 +74,7 @@ class Spreading:
             CorruptFileError: the newest state is damaged.
         """
         saved = load_state(states, self.weights, self.optimizer, self.mesh)
-        if saved is not None and isinstance(self.sharding, SplitRows):
+        if saved is not None and isinstance(self.sharding, SplitRows | PipedModel):
             self.sharding.take_over()
         return saved
 
@@ -90,7 +90,7 @@ class Spreading:
             self.parted.release()
 
     def step_done(self, step: int) -> None:
-        """Remember the place for the report of a failure; name a state that has been written."""
+        """Remember the place for the report of a failure; notice a save that has failed."""
         if self.mesh is not None and self.saver is not None:
             self.mesh.place = f"{self.mesh.place.partition(', after')[0]}, after step {step}"
             self.saver.poll()
@@ -145,7 +145,8 @@ def spread(
         assert staged is not None, "a pipeline needs an objective in stages"
         again, moved = config.recompute, config.offload
         piped = PipedModel(model, ranks, staged, dtype, recompute=again, offload=moved)
-        return Spreading(ranks, piped, model, piped, optimizer.sharded(piped), piped, saver, piped)
+        own = optimizer.sharded(piped)
+        return Spreading(ranks, piped, piped.holder, piped, own, piped, saver, piped)
     if ranks.config.zero_stage == 3:
         sharded = FullyShardedModel(model, ranks, dtype, recompute=config.recompute)
         own = optimizer.sharded(sharded)

@@ -6,6 +6,10 @@ through two rolling buffers (`parallel.pipeline.rolling`). A matrix never spans 
 optimizer sees a smaller model and nothing else. Routers' biases are everywhere, for they are small
 and move by counts that are summed over all ranks.
 
+The other axes stand within a stage: what a rank holds of its stages is its part of them
+(`parallel.tensor.SplitModel`), with `parallel.tensor_rows` in the place of `parallel.zero`, and a
+microbatch is this rank's tokens of its rows (`parallel.context`).
+
 Surprise: the plain model that was given, with all weights or those of this rank's stages alone, is
 emptied of the other stages' and made whole by `materialise` on the first rank only, which looks at
 it and exports it; no other rank ever holds the whole.
@@ -23,7 +27,8 @@ from fivefold.data.loader import Rows
 from fivefold.models.config import ModelConfig
 from fivefold.models.transformer import Transformer
 from fivefold.parallel.collectives import all_reduce
-from fivefold.parallel.config import DATA_AXES
+from fivefold.parallel.config import AXES, DATA_AXES
+from fivefold.parallel.context.across import ContextParallel
 from fivefold.parallel.mesh import Mesh
 from fivefold.parallel.offload import Layers
 from fivefold.parallel.pipeline.blank import BlankMicrobatch, SparingObjective, blank_of
@@ -36,13 +41,14 @@ from fivefold.parallel.pipeline.runtime import PipelineRuntime
 from fivefold.parallel.pipeline.shared import SharedParameters
 from fivefold.parallel.pipeline.stage import ModelStage
 from fivefold.parallel.pipeline.weight_store import WeightGradientStore
+from fivefold.parallel.tensor import SplitModel
+from fivefold.parallel.tensor_rows import SplitRows
 from fivefold.parallel.zero import Zero, global_norm
 from fivefold.plan.make_schedule import make_schedule
 from fivefold.stage import Ranks
 from fivefold.train.balance import BalanceTracker
-from fivefold.train.batch import Batch
 from fivefold.train.compute import ComputeModel
-from fivefold.train.staged_loss import StagedLanguageLoss
+from fivefold.train.staged_loss import StagedBatch, StagedLanguageLoss
 
 logger = logging.getLogger(__name__)
 
@@ -91,23 +97,27 @@ class PipedModel:
         `recompute` and `offload` are those of a `ComputeModel`.
 
         Raises:
-            ConfigError: the model cannot be cut into that many stages, or not there, or it has no
-                such layer.
+            ConfigError: the model cannot be cut into that many stages, or not there, or into so
+                many heads, columns or experts, or it has no such layer.
         """
         config = mesh.config
         self._mesh, self._config, self._loss, self._shell = mesh, config, loss, model
         self._group = mesh.group("pp")
-        self.everyone = mesh.group("pp", *DATA_AXES)
-        """The ranks that share the step's rows or layers: metrics and counts are sums over them."""
+        self.everyone = mesh.group("pp", *DATA_AXES, "cp")
+        """The ranks that share the step's rows, tokens or layers: metrics and counts add up."""
         self._placement = place_stages(model.config, config)
-        self._whole_shapes = {name: value.shape for name, value in model.named_parameters()}
+        self._whole_shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
         self._homes = {name: self._placement.homes(name) for name in self._whole_shapes}
-        self.release()
-        self._compute = ComputeModel(model, dtype, recompute=recompute, offload=offload)
+        self._drop_others()
+        here = {n: shape for n, shape in self._whole_shapes.items() if self._is_here(n)}
+        self._split = SplitModel(model, mesh, here)
+        self._split.release()
+        self._compute = ComputeModel(self.holder, dtype, recompute=recompute, offload=offload)
         self.model = self._compute.model
-        objective = SparingObjective(loss)
+        self._context = ContextParallel(mesh, self.model) if config.cp > 1 else None
+        objective, axis = SparingObjective(loss), self._split.axis
         self.stages = {
-            s: ModelStage(self.model, self._placement.parts[s], objective, indexer=loss.indexer)
+            s: ModelStage(self.model, self._placement.parts[s], objective, axis)
             for s in self._placement.stages_of(self._group.rank)
         }
         # The warm-up of indexers runs the MTP layer once.
@@ -115,27 +125,38 @@ class PipedModel:
             s: len(stage.layers) + min(stage.part.mtp_depths, loss.depths)
             for s, stage in self.stages.items()
         }
-        self._stores = {s: WeightGradientStore(config.deferred_bytes) for s in self.stages}
+        offloader = self._compute.offloader
+        held = None if offloader is None else offloader.ledger
+        self._stores = {s: WeightGradientStore(config.deferred_bytes, held) for s in self.stages}
         for s, stage in self.stages.items():
             defer_weight_gradients(stage, self._stores[s])
         self._runtimes: dict[int, PipelineRuntime] = {}
         self.rolling: RollingZero | None = None
-        """Stage 2 of ZeRO; None at other stages, and where there is one data rank."""
+        """Stage 2 of ZeRO; None at other stages, and where a rank shares rows with no other."""
         self._zero = self._share()
         self.rows, self.shapes = self._zero.rows, self._zero.shapes
         self.data_group, self.shard_group = self._zero.data_group, self._zero.shard_group
-        self._norm_group = self.everyone if self.shard_group.size > 1 else self._group
+        self._norm_group = mesh.group(*AXES) if self.shard_group.size > 1 else self._group
+        # Ranks that reduce or exchange within a microbatch need as many as each other.
+        self._keeps_step = self.rolling is not None or config.experts_cross_rows
         self._shared: SharedParameters | None = None
         holders = self._homes[_EMBEDDING]
         if len(holders) > 1 and self._group.rank in holders:
-            embedding = {_EMBEDDING: model.get_parameter(_EMBEDDING)}
+            embedding = {_EMBEDDING: self.holder.get_parameter(_EMBEDDING)}
             self._shared = SharedParameters(embedding, holders, self._group)
 
-    def _share(self) -> Zero | RollingZero:
-        """Share the weights of this rank's stages among the data ranks."""
+    @property
+    def holder(self) -> Transformer:
+        """The model of the weights that are updated and of the biases that move."""
+        return self._split.model
+
+    def _share(self) -> Zero | RollingZero | SplitRows:
+        """Share the weights of this rank's stages among the ranks that run them."""
+        if self._split.is_cut:
+            return SplitRows(self._split)
         named = self._shell.named_parameters()
         weights = {name: value for name, value in named if self._is_here(name)}
-        if self._config.zero_stage < 2 or self._mesh.data.size == 1:
+        if self._config.zero_stage < 2 or self._mesh.everyone.size == 1:
             return Zero(weights, weights, self._mesh)
         apart = self._placement.several(weights)
         alone = {
@@ -145,10 +166,10 @@ class PipedModel:
         self.rolling = RollingZero(alone, {name: weights[name] for name in apart}, self._mesh)
         if self._mesh.is_first and not self.rolling.saves_memory:
             logger.warning(
-                "`parallel.zero=2` saves no memory with %d pipeline stages a rank and %d data "
-                "ranks: two full gradients stand beside the shards; `zero=1` sends less",
+                "`parallel.zero=2` saves no memory with %d pipeline stages a rank and %d ranks "
+                "along dp and cp: two full gradients stand beside the shards; `zero=1` sends less",
                 len(self.stages),
-                self._mesh.data.size,
+                self._mesh.everyone.size,
             )
         return self.rolling
 
@@ -161,9 +182,10 @@ class PipedModel:
         """
         device = self._mesh.world.device
         self._loss.begin(whole, tokens_before, balance)
-        batches: list[Batch | BlankMicrobatch] = [*self._loss.batches(parts, device)]
+        batches: list[StagedBatch | BlankMicrobatch] = [*self._batches(parts)]
         if self.rolling is not None:
             self.rolling.begin()
+        if self._keeps_step:
             batches += self._blanks(len(batches), whole)
         if batches:
             runtime = self._runtime(len(batches))
@@ -174,6 +196,12 @@ class PipedModel:
             self._shared.add_gradients()
         return self._loss.measured(device)
 
+    def _batches(self, parts: Sequence[Rows]) -> list[StagedBatch]:
+        batches = self._loss.batches(parts, self.model, self._context)
+        for batch in batches:
+            self._split.axis.check(batch.ids_BT)
+        return batches
+
     def _blanks(self, count: int, whole: Rows) -> list[BlankMicrobatch]:
         """Return what this data rank lacks to the most microbatches of any."""
         device = self._mesh.world.device
@@ -181,27 +209,32 @@ class PipedModel:
         lacking = int(most) - count
         if not lacking:
             return []
-        (batch,) = self._loss.batches([whole.part(slice(0, 1))], device)
+        (batch,) = self._batches([whole.part(slice(0, 1))])
         return [blank_of(batch)] * lacking
 
     def refresh(self) -> None:
         """Take over the weights, and what a phase changed in the model: its rotary speeds."""
+        self._split.follow()
         self._compute.refresh()
-        for stage in self.stages.values():
-            stage.speeds_R = self.model.speeds_R
 
     def collect(self) -> None:
         """Do nothing: `run` leaves gradients where `finish` looks for them."""
 
+    def take_over(self) -> None:
+        """Take the rows from the weights, which a saved state may just have filled."""
+        if isinstance(self._zero, SplitRows):
+            self._zero.take_over()
+
     def finish(self) -> None:
-        """Put the gradients of the step, summed over the data ranks, on `rows`."""
+        """Put the gradients of the step, summed over the ranks of a stage, on `rows`."""
         self._zero.finish()
 
     def restore(self) -> None:
         """After an update of `rows`: make the weights of the stages whole again."""
         self._zero.restore()
         # An all-reduce of many ranks adds in an order that depends on the layout of the buffer.
-        if self._shared is not None and self.shard_group.size == 1 and self.data_group.size > 1:
+        is_summed_whole = self.shard_group.size == 1 and self._zero.everyone.size > 1
+        if self._shared is not None and is_summed_whole:
             self._shared.copy_from_owner()
 
     def as_global(self, name: str, local: Tensor) -> Tensor:
@@ -221,12 +254,13 @@ class PipedModel:
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return the weights of this rank's stages and all buffers, by the model's names."""
-        state = self._shell.state_dict()
+        state = self.holder.state_dict()
         return {n: t for n, t in state.items() if n not in self._homes or self._is_here(n)}
 
     @torch.no_grad()
     def materialise(self) -> None:
         """Fill the plain model of the first rank with the whole weights; all ranks together."""
+        self._split.materialise()
         if self._group.ranks[0] != 0:
             return
         works = []
@@ -243,7 +277,12 @@ class PipedModel:
             work.wait()
 
     def release(self) -> None:
-        """Empty the plain model of the other stages' weights again."""
+        """Empty the plain model again of what this rank does not train there."""
+        self._split.release()
+        self._drop_others()
+
+    def _drop_others(self) -> None:
+        """Empty the plain model of the other stages' weights."""
         for name, parameter in list(self._shell.named_parameters()):
             if self._is_here(name):
                 continue
@@ -261,7 +300,6 @@ class PipedModel:
         """
         for stage in self.stages.values():
             finish_at_once(stage)
-        self._zero.close()
         for name, parameter in list(self._shell.named_parameters()):
             if parameter.shape != self._whole_shapes[name]:
                 shape = self._whole_shapes[name]

@@ -2,25 +2,38 @@
 
 The head's stage takes the language losses of all depths, each stage the auxiliary losses of its own
 routers and indexers. Denominators are of the whole step and of the whole model, so that the shares
-of microbatches, stages and data ranks add up to the loss of one process.
+of microbatches, stages, data and context ranks add up to the loss of one process.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from fivefold.data.loader import Rows
 from fivefold.models.config import ModelConfig
-from fivefold.models.surroundings import IndexerMode
+from fivefold.models.moe import Routing
+from fivefold.models.surroundings import IndexerMode, Surroundings
+from fivefold.models.transformer import HeadLoss, Transformer
 from fivefold.ops.chunked_cross_entropy import IGNORED
+from fivefold.parallel.context.across import ContextParallel
+from fivefold.parallel.context.attention import ContextSurroundings
 from fivefold.parallel.pipeline.program import Seen
 from fivefold.parallel.pipeline.split import mtp_depths
-from fivefold.train.balance import BalanceTracker, sequence_balance_loss
-from fivefold.train.batch import Batch, make_batch
+from fivefold.train.balance import BalanceTracker, sequence_balance_loss, shared_balance_loss
+from fivefold.train.batch import Batch
 from fivefold.train.config import GradientConfig
-from fivefold.train.losses import vocabulary_loss
+from fivefold.train.losses import lay_out, vocabulary_loss
 from fivefold.train.schedule import mtp_weight
+
+
+@dataclass(frozen=True)
+class StagedBatch(Batch):
+    """A microbatch for all stages of a rank; along `cp` this rank's tokens as one row."""
+
+    around: Surroundings
+    """Who sees whom."""
 
 
 class StagedLanguageLoss:
@@ -46,17 +59,21 @@ class StagedLanguageLoss:
         self._whole, self._tokens_before, self._balance = whole, tokens_before, balance
         self._measured = {}
 
-    def batches(self, parts: Sequence[Rows], device: torch.device) -> list[Batch]:
-        """Return microbatches of this step as tensors."""
-        keeps = self.indexer != "frozen"
-        return [make_batch(part, self.depths, device, keeps_padding=keeps) for part in parts]
+    def batches(
+        self, parts: Sequence[Rows], model: Transformer, context: ContextParallel | None = None
+    ) -> list[StagedBatch]:
+        """Return microbatches of this step as tensors; `model` has the attention that runs."""
+        laid = (lay_out(model, part, self.depths, self.indexer, context) for part in parts)
+        return [StagedBatch(**vars(batch), around=around) for batch, around in laid]
 
     def measured(self, device: torch.device) -> dict[str, Tensor]:
         """Return this rank's share of every metric: the same names on all ranks."""
         none = torch.zeros((), device=device)
         return {name: self._measured.get(name, none) for name in self._names()}
 
-    def head(self, states: Sequence[Tensor], head_WD: Tensor, microbatch: Batch) -> Tensor | None:
+    def head(
+        self, states: Sequence[Tensor], head_WD: Tensor, microbatch: Batch, head_loss: HeadLoss
+    ) -> Tensor | None:
         """Return the share of the losses over the vocabulary; none in the warm-up."""
         if self.indexer == "warm_up":
             return None
@@ -67,6 +84,7 @@ class StagedLanguageLoss:
             self._whole,
             mtp_weight=mtp_weight(self._tokens_before, self._config),
             chunk_tokens=self._config.loss_chunk_tokens,
+            head_loss=head_loss,
         )
         for name, share in nats.items():
             self._measure(name, share)
@@ -74,16 +92,15 @@ class StagedLanguageLoss:
             self._measure("answer_tokens", (microbatch.labels_BT[0] != IGNORED).sum())
         return loss
 
-    def auxiliary(self, seen: Seen, microbatch: Batch) -> Tensor | None:
+    def auxiliary(self, seen: Seen, microbatch: StagedBatch) -> Tensor | None:
         """Count what was routed; return the share of the routers' and indexers' losses."""
-        rows, is_warm_up = len(microbatch.ids_BT), self.indexer == "warm_up"
+        is_warm_up = self.indexer == "warm_up"
         shares = []
         routed = [] if is_warm_up else seen.main_routing + seen.mtp_routing
         if routed:
             self._balance.add(seen.main_routing, seen.mtp_routing, seen.routers_below)
         if routed and self._config.balance_loss_weight:
-            total = torch.stack([sequence_balance_loss(one, rows) for one in routed]).sum()
-            balance = total / self._routers * (rows / len(self._whole.ids))
+            balance = self._balance_share(routed, microbatch)
             self._measure("balance_loss", balance)
             shares.append(self._config.balance_loss_weight * balance)
         if seen.index_losses:
@@ -93,6 +110,16 @@ class StagedLanguageLoss:
             self._measure("index_kl_nats", index)
             shares.append(index if is_warm_up else self._index_weight * index)
         return sum(shares[1:], shares[0]) if shares else None
+
+    def _balance_share(self, routed: Sequence[Routing], microbatch: StagedBatch) -> Tensor:
+        around = microbatch.around
+        if isinstance(around, ContextSurroundings):
+            rows = around.shard.rows
+            losses = [shared_balance_loss(routing, around.shard) for routing in routed]
+        else:
+            rows = len(microbatch.ids_BT)
+            losses = [sequence_balance_loss(routing, rows) for routing in routed]
+        return torch.stack(losses).sum() / self._routers * (rows / len(self._whole.ids))
 
     def _names(self) -> list[str]:
         if self.indexer == "warm_up":

@@ -20,3 +20,11 @@ def four() -> Iterator[Team]:
     team = Team(4)
     yield team
     team.stop()
+
+
+@pytest.fixture(scope="session")
+def eight() -> Iterator[Team]:
+    """Eight ranks: for few cases, they take their time to start."""
+    team = Team(8)
+    yield team
+    team.stop()

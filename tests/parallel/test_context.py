@@ -31,6 +31,7 @@ CP2 = ParallelConfig(cp=2)
 CP4 = ParallelConfig(cp=4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["dense", "warm_up", "sparse"])
 def test_five_steps_equal_one_process(pair: Team, mode: Mode) -> None:
     setting = Setting(mode=mode, microbatch_rows=4)

@@ -29,23 +29,28 @@ def packed(lengths_of_rows: list[list[int]]) -> np.ndarray:
     st.lists(st.lists(st.integers(1, 40), min_size=1, max_size=6), min_size=1, max_size=4),
     st.integers(1, 8),
     st.sampled_from(["contiguous", "zigzag", "balanced"]),
+    st.integers(1, 3),
 )
-def test_every_token_has_one_rank(lengths: list[list[int]], ranks: int, order: Order) -> None:
-    most = max(*(sum(row) for row in lengths), 2 * ranks)
+def test_every_token_has_one_rank(
+    lengths: list[list[int]], ranks: int, order: Order, unit: int
+) -> None:
+    most = max(*(sum(row) for row in lengths), 2 * ranks * unit)
+    most = -(-most // unit) * unit
     documents = packed([[*row, most - sum(row)] if sum(row) < most else row for row in lengths])
-    assignment = assign(order, documents, ranks, QUADRATIC)
+    assignment = assign(order, documents, ranks, QUADRATIC, unit)
     taken = np.zeros(documents.shape, dtype=int)
     for runs in assignment:
         assert runs == sorted(runs)
         for run in runs:
             taken[run.row, run.begin : run.end] += 1
+            assert run.begin % unit == run.end % unit == 0
     assert (taken == 1).all()
     work = QUADRATIC.of_documents(documents)
     assert rank_work(assignment, work).sum() == pytest.approx(work.sum())
     held = [sum(run.end - run.begin for run in runs) for runs in assignment]
-    # Whole chunks: a rank holds at most one more than another, and they differ by a token.
+    # Whole chunks: a rank holds at most one more than another, and they differ by a unit.
     longest = max(run.end - run.begin for runs in assignment for run in runs)
-    assert max(held) - min(held) <= longest + len(documents) * 2 * ranks
+    assert max(held) - min(held) <= longest + len(documents) * 2 * ranks * unit
 
 
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=9))

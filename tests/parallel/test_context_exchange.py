@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from team import CaseError, Team
 from torch import Tensor
@@ -152,7 +152,6 @@ def test_nodes_that_do_not_divide_are_refused(four: Team) -> None:
         four.run(begin_two_phases)
 
 
-@settings(deadline=None)
 @given(
     st.lists(st.integers(1, 9), min_size=1, max_size=4),
     st.integers(1, 4),

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fivefold.ops.experts import run_experts
 from fivefold.parallel.config import ParallelConfig
-from fivefold.parallel.expert import dispatcher
+from fivefold.parallel.expert import ExpertDispatcher
 from fivefold.parallel.expert_exchange import Flat, delivery
 from fivefold.parallel.mesh import Mesh, World
 
@@ -58,7 +58,7 @@ def dispatch_case(
     own = [part[begin : begin + tokens[world.rank]] for part in inputs[:4]]
     run = EXPERTS // world.size
     experts = [part[world.rank * run : (world.rank + 1) * run] for part in inputs[4:]]
-    dispatch = dispatcher(delivery(mesh, ranks_per_node), EXPERTS)
+    dispatch = ExpertDispatcher(delivery(mesh, ranks_per_node), EXPERTS)
     mesh.ledger.reset()
     found = run_and_differentiate(dispatch, [*own, *experts])
     return found, mesh.ledger.sent_bytes("all_to_all")
@@ -138,13 +138,13 @@ def wrong_order(world: World) -> None:
     if world.rank == 1:
         group = dataclasses.replace(group, ranks=(1, 0), rank=0)
     inputs = make_inputs(1, [6], "spread", torch.float32)
-    run_and_differentiate(dispatcher(Flat(group), EXPERTS), [*inputs[:4], *halves(inputs, 0)])
+    run_and_differentiate(ExpertDispatcher(Flat(group), EXPERTS), [*inputs[:4], *halves(inputs, 0)])
 
 
 def wrong_layer(world: World) -> None:
     mesh = Mesh(ParallelConfig(dp=world.size, ep=world.size), world)
     inputs = make_inputs(1, [6], "spread", torch.float32)
-    dispatch = dispatcher(Flat(mesh.group("ep")), EXPERTS, layer=3 + world.rank)
+    dispatch = ExpertDispatcher(Flat(mesh.group("ep")), EXPERTS, layer=3 + world.rank)
     run_and_differentiate(dispatch, [*inputs[:4], *halves(inputs, world.rank)])
 
 

@@ -268,6 +268,6 @@ def test_a_mesh_without_torchrun_says_how_to_start() -> None:
 
 def test_axes_that_no_training_spreads_over_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "4")
-    refused = pytest.raises(ConfigError, match=r"without `tp=2` beside `pp`")
-    with refused, joined(ParallelConfig(pp=2, tp=2), "cpu"):
+    refused = pytest.raises(ConfigError, match=r"without `tp=2` beside `fsdp`")
+    with refused, joined(ParallelConfig(fsdp=2, tp=2), "cpu"):
         pass

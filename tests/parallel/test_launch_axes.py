@@ -4,43 +4,25 @@ Wider meshes and the later stages' objectives are in `test_tensor_training` and 
 command itself in `test_launch`.
 """
 
-from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
-from spread_training import Run, train_spread
+from spread_training import Run, train_in_turns, train_one_conversation, train_spread
 from team import Team
 from test_zero import EXACT, Trained, check_equal, train_alone
-from tiny_training import Mode, Setting, copies, furthest, rows_of_step
+from tiny_training import Mode, Setting, copies, furthest
 from torch import Tensor
 
 from fivefold.errors import ConfigError
 from fivefold.parallel.config import ParallelConfig
 from fivefold.parallel.mesh import Mesh, World
 from fivefold.stage import OneProcess
-from fivefold.train.sft import sft_objective
 
 pytestmark = [pytest.mark.dist, pytest.mark.timeout(400)]
 
 TP2 = ParallelConfig(tp=2)
 EP2 = ParallelConfig(dp=2, ep=2)
 CP2 = ParallelConfig(cp=2)
-
-
-def train_in_turns(
-    world: World, setting: Setting, turns: list[tuple[ParallelConfig, range]], directory: Path
-) -> list[Trained]:
-    """Train on one mesh after the other, each from the state of the one before."""
-    found = []
-    for config, steps in turns:
-        run = Run(Mesh(config, world), setting)
-        if steps.start:
-            assert run.load(directory) == steps.start
-        results = run.take_steps(steps)
-        run.save(directory, steps.stop)
-        found.append(run.end(results))
-    return found
 
 
 def test_a_training_that_moves_from_mesh_to_mesh_equals_one_process(
@@ -77,17 +59,6 @@ def test_five_steps_of_four_ranks_equal_one_process(
     wanted = train_alone(setting, 5)
     for found in four.run(train_spread, setting, config, 5, seconds=180):
         check_equal(found, wanted, EXACT)
-
-
-def train_one_conversation(
-    world: World | None, setting: Setting, config: ParallelConfig
-) -> Trained:
-    """Take a step on a single row, in which every third token is not learned."""
-    run = Run(OneProcess() if world is None else Mesh(config, world), setting)
-    rows = rows_of_step(0).part(slice(0, 1))
-    weight = (np.arange(rows.ids.size) % 3 > 0).astype(np.float32).reshape(rows.ids.shape)
-    rows = replace(rows, weight=weight * (rows.positions > 0))
-    return run.end([run.take_step(rows, 0, sft_objective(setting.config))])
 
 
 @pytest.mark.parametrize("config", [TP2, EP2, CP2, ParallelConfig(fsdp=2)])
@@ -142,9 +113,7 @@ def test_one_rank_sees_the_whole_model_in_between(pair: Team, config: ParallelCo
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"pp": 2, "tp": 2}, "without `tp=2` beside `pp`"),
         ({"fsdp": 2, "cp": 2}, "without `cp=2` beside `fsdp`"),
-        ({"cp": 2, "tp": 2}, "without `tp=2` beside `cp`"),
         ({"dp": 2, "ep": 2, "zero": 2}, "`zero=1` with `tp` or `ep`"),
     ],
 )

@@ -45,7 +45,17 @@ def read(run: Path, stage: str) -> dict[tuple[int, str], float]:
 
 
 @pytest.mark.parametrize(
-    "mesh", [{"pp": 2, "dp": 2}, {"tp": 2}, {"dp": 2, "ep": 2}, {"cp": 2}], ids=str
+    "mesh",
+    [
+        {"pp": 2, "dp": 2},
+        {"tp": 2},
+        {"dp": 2, "ep": 2},
+        {"cp": 2},
+        {"pp": 2, "dp": 2, "ep": 2},
+        {"pp": 2, "tp": 2},
+        {"pp": 2, "cp": 2},
+    ],
+    ids=str,
 )
 def test_later_stages_train_and_export_as_one(
     finished: Path, tmp_path: Path, mesh: dict[str, int]

@@ -114,7 +114,6 @@ def run_collectives(world: World) -> dict[str, object]:
     counts = [r + 1 for r in range(world.size)]
     received = collectives.all_to_all(sent, [rank + 1] * world.size, counts, group)
     found["received"] = received[:, 0]
-    found["first"] = collectives.broadcast(torch.tensor([rank]), group)
     found["shared"] = mesh.share({"rank": rank})
     found["ledger"] = {op: mesh.ledger.sent_bytes(op) for op, _ in mesh.ledger.totals}
     found["numbers"] = collectives.sum_values([rank, 0.5], group, world.device)
@@ -130,7 +129,6 @@ def test_collectives_and_their_bytes(pair: Team) -> None:
         assert found["shard"].tolist() == [6.0 * rank, 6.0 * rank + 3]  # pyright: ignore[reportAttributeAccessIssue]
         assert found["gathered"].tolist() == [0, 0, 1, 1]  # pyright: ignore[reportAttributeAccessIssue]
         assert found["received"].tolist() == [0, 1, 1]  # pyright: ignore[reportAttributeAccessIssue]
-        assert found["first"].tolist() == [0]  # pyright: ignore[reportAttributeAccessIssue]
         assert found["shared"] == {"rank": 0}
         assert found["numbers"] == [1.0, 1.0]
         assert found["ledger"] == {
@@ -138,7 +136,6 @@ def test_collectives_and_their_bytes(pair: Team) -> None:
             "reduce_scatter": 8,
             "all_gather": 8,
             "all_to_all": (rank + 1) * 8,
-            "broadcast": 8 if rank == 0 else 0,
         }
 
 

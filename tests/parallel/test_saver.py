@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 from pathlib import Path
 from typing import NoReturn
 
@@ -145,3 +146,30 @@ def test_death_of_a_saver_keeps_the_last_state(tmp_path: Path) -> None:
         assert saved_steps(tmp_path) == [1, 9]
     finally:
         team.stop()
+
+
+def die_after_a_save(world: World, config: ParallelConfig, directory: Path, steps: int) -> None:
+    """Begin to save, train on without a look at the saver, and be killed when the name is there."""
+    spreading = start(world, config)
+    parts = spreading.holder, spreading.optimizer
+    save_state(directory, 1, *parts, {"step": 1}, spreading.saver)
+    take_steps(spreading, range(1, 1 + steps))
+    while not saved_steps(directory):
+        time.sleep(0.02)
+    if spreading.mesh is not None:
+        spreading.mesh.wait()
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_state_has_its_name_when_it_is_written_whatever_training_does(tmp_path: Path) -> None:
+    team = Team(2)
+    try:
+        # A step that takes long, or hangs, comes to no end at which a state could be named.
+        with pytest.raises(CaseError, match="the process ended: -9"):
+            team.run(die_after_a_save, ParallelConfig(dp=2), tmp_path, 2)
+    finally:
+        team.stop()
+    assert saved_steps(tmp_path) == [1]
+    # What was trained after it is not in it.
+    begin = held(start(ALONE, ALONE_CONFIG))
+    assert furthest(load(ALONE, ALONE_CONFIG, tmp_path), begin)[0] == 0.0

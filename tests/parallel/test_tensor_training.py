@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from spread_training import Run, train_spread, whole_of
+from spread_training import Run, gradients_alone, gradients_spread, train_spread
 from team import Team
 from test_zero import EXACT, Trained, check_equal, train_alone
 from tiny_training import TINY, TOKENS, Mode, Setting, furthest, make_model, rows_of_step
@@ -17,7 +17,6 @@ from fivefold.parallel.config import ParallelConfig
 from fivefold.parallel.mesh import Mesh, World
 from fivefold.parallel.tensor import cut_of
 from fivefold.train.batch import label_counts
-from fivefold.train.step import own_microbatches
 
 pytestmark = [pytest.mark.dist, pytest.mark.slow]
 
@@ -46,44 +45,6 @@ def _spoil(_: object, __: object, output: BlockOutput) -> BlockOutput:
     return output._replace(x_BTD=output.x_BTD * math.nan)
 
 
-def gradients_split(
-    world: World, setting: Setting, config: ParallelConfig
-) -> tuple[float, dict[str, Tensor]]:
-    """Return the loss of one step and all gradients, whole."""
-    mesh = Mesh(config, world)
-    run = Run(mesh, setting)
-    model, sharding = run.spreading.compute.model, run.spreading.sharding
-    assert sharding is not None, "there are several ranks"
-    total = torch.zeros((), dtype=torch.float64)
-    for part in own_microbatches(rows_of_step(0), setting.microbatch_rows, mesh.data):
-        assert part is not None
-        loss = setting.objective(model, part, rows_of_step(0), 0).total
-        loss.backward()
-        total += loss.detach()
-    sharding.finish()
-    gradients = {
-        name: whole_of(sharding.as_global(name, row.grad))
-        for name, row in sharding.rows.items()
-        if row.grad is not None
-    }
-    if mesh.data.handle is not None:
-        torch.distributed.all_reduce(total, group=mesh.data.handle)
-    return float(total), gradients
-
-
-def gradients_alone(setting: Setting) -> tuple[float, dict[str, Tensor]]:
-    model = make_model(setting)
-    total = 0.0
-    rows = rows_of_step(0)
-    for begin in range(0, len(rows.ids), setting.microbatch_rows):
-        part = rows.part(slice(begin, begin + setting.microbatch_rows))
-        loss = setting.objective(model, part, rows, 0).total
-        loss.backward()
-        total += float(loss.detach())
-    named = model.named_parameters()
-    return total, {name: value.grad for name, value in named if value.grad is not None}
-
-
 def team_of(mesh: str, pair: Team, four: Team) -> Team:
     return pair if MESHES[mesh].size == 2 else four
 
@@ -101,7 +62,7 @@ def test_loss_and_all_gradients_equal_one_process(
 ) -> None:
     setting = Setting(mode=mode)
     loss, gradients = gradients_alone(setting)
-    for found_loss, found in team_of(mesh, pair, four).run(gradients_split, setting, MESHES[mesh]):
+    for found_loss, found in team_of(mesh, pair, four).run(gradients_spread, setting, MESHES[mesh]):
         assert found_loss == pytest.approx(loss, rel=EXACT)
         assert furthest(found, gradients)[0] <= EXACT, furthest(found, gradients)
 

@@ -20,11 +20,14 @@ from fivefold.ops.rotary import rotary_angles
 from fivefold.parallel.context.assignment import Order, assign
 from fivefold.parallel.context.attention import ContextAttention, ContextSurroundings, Form
 from fivefold.parallel.context.exchange import swap_flat
+from fivefold.parallel.context.heads import HeadContextAttention
 from fivefold.parallel.context.pieces import document_parts
 from fivefold.parallel.context.shard import make_shard
 from fivefold.parallel.context.two_phase import TwoPhase
 from fivefold.parallel.context.work import token_work, visible_keys
 from fivefold.parallel.mesh import Mesh
+from fivefold.parallel.sequence import check_row
+from fivefold.parallel.tensor_attention import HeadParallelAttention
 from fivefold.plan.config import TrainingStage
 
 _STAGES: dict[IndexerMode, TrainingStage] = {
@@ -33,6 +36,11 @@ _STAGES: dict[IndexerMode, TrainingStage] = {
     "probe": "warmup",
     "sparse": "sparse",
 }
+_OVER_TOKENS: dict[type[LatentAttention], type[ContextAttention]] = {
+    LatentAttention: ContextAttention,
+    HeadParallelAttention: HeadContextAttention,
+}
+"""What attention becomes where ranks share the tokens."""
 
 
 class ContextParallel:
@@ -42,13 +50,14 @@ class ContextParallel:
         """Let the attention of `model` see the keys of all ranks; other uses of it stay as before.
 
         All ranks of `mesh` make this in the same order. The parameters of `model`, the one that
-        runs, stay where and what they are.
+        runs, stay where and what they are; heads are cut before tokens.
 
         Raises:
             ConfigError: heads or nodes that do not divide; attention that another axis has changed.
         """
         self.group = mesh.group("cp")
         config = mesh.config
+        self.tensor_ranks = config.tp
         self.order: Order = config.cp_order
         self.form: Form = config.cp_form
         self.exchange = swap_flat(self.group)
@@ -59,7 +68,7 @@ class ContextParallel:
             if isinstance(module, LatentAttention):
                 check_attention(module, self.form, self.group.size)
                 # As FSDP2 does: the class changes, parameters and names stay.
-                module.__class__ = ContextAttention
+                module.__class__ = _OVER_TOKENS.get(type(module), type(module))
 
     def surroundings(
         self,
@@ -75,9 +84,10 @@ class ContextParallel:
         along `cp`; the result's `shard` is this rank's part.
 
         Raises:
-            ConfigError: fewer tokens than ranks.
+            ConfigError: fewer tokens than ranks, or rows that tensor ranks do not divide.
         """
         rows, tokens = positions_BT.shape
+        check_row(tokens, self.tensor_ranks)
         documents = np.zeros((rows, tokens), dtype=np.int8)
         if documents_BT is not None:
             documents = documents_BT.cpu().numpy()
@@ -86,7 +96,7 @@ class ContextParallel:
             # Frozen indexers select.
             stage = "sparse"
         work = token_work(model.config, stage)
-        assignment = assign(self.order, documents, self.group.size, work)
+        assignment = assign(self.order, documents, self.group.size, work, self.tensor_ranks)
         shard = make_shard(assignment, rows, tokens, self.group, self.exchange, positions_BT.device)
         positions_1N = shard.take(positions_BT)
         turn_BTR = rotary_angles(positions_1N, model.speeds_R, model.rotary_factor)
@@ -103,11 +113,11 @@ def check_attention(attention: LatentAttention, form: Form, ranks: int) -> None:
     Raises:
         ConfigError: another axis has changed it; heads that do not divide, where they travel.
     """
-    if type(attention) not in (LatentAttention, ContextAttention):
+    if type(attention) not in (*_OVER_TOKENS, *_OVER_TOKENS.values()):
         raise ConfigError(
-            expected="attention that no other axis has changed",
+            expected="attention that no axis but `tp` has changed",
             found=type(attention).__name__,
-            fix="Use `parallel.cp` without `parallel.tp`",
+            fix="Use `parallel.cp` without that axis",
         )
     if form == "heads" and attention.heads % ranks:
         raise ConfigError(

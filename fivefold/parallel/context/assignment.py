@@ -5,7 +5,8 @@ dearest; `zigzag` cuts a row in twice as many parts as ranks and pairs the first
 which evens a row that is one causal document; `balanced` cuts the rows in chunks and gives the
 dearest chunk left to the rank with the least work that has room, longest processing time first
 (Graham 1969). Every rank holds about as many tokens, as memory wants it. All ranks compute the same
-table from the same rows; results do not depend on it beyond the order of sums.
+table from the same rows; results do not depend on it beyond the order of sums. Where tensor ranks
+cut a rank's tokens again, runs are whole units of as many tokens as there are tensor ranks.
 """
 
 import itertools
@@ -36,18 +37,21 @@ Assignment = list[list[Run]]
 """The runs of each rank, by row and place; every token in exactly one."""
 
 
-def assign(order: Order, documents: np.ndarray, ranks: int, work: TokenWork) -> Assignment:
-    """Deal the tokens of `documents` [rows, tokens] to `ranks`.
+def assign(
+    order: Order, documents: np.ndarray, ranks: int, work: TokenWork, unit: int = 1
+) -> Assignment:
+    """Deal the tokens of `documents` [rows, tokens] to `ranks`, in runs of whole `unit` tokens.
 
     Raises:
         ConfigError: a rank would have no token.
     """
-    deal: Callable[[np.ndarray, int, TokenWork], Assignment] = {
+    assert documents.shape[1] % unit == 0, f"{documents.shape[1]} tokens in units of {unit}"
+    deal: Callable[[np.ndarray, int, TokenWork, int], Assignment] = {
         "contiguous": _contiguous,
         "zigzag": _zigzag,
         "balanced": _balanced,
     }[order]
-    assignment = [_joined(runs) for runs in deal(documents, ranks, work)]
+    assignment = [_joined(runs) for runs in deal(documents, ranks, work, unit)]
     if not all(assignment):
         raise ConfigError(
             expected=f"tokens for each of {ranks} ranks along `cp`",
@@ -69,22 +73,22 @@ def imbalance(assignment: Assignment, work_of_tokens: np.ndarray) -> float:
     return float(work.max() / work.mean() - 1)
 
 
-def _contiguous(documents: np.ndarray, ranks: int, work: TokenWork) -> Assignment:
+def _contiguous(documents: np.ndarray, ranks: int, work: TokenWork, unit: int) -> Assignment:
     del work
-    parts = [_parts(row, documents.shape[1], ranks) for row in range(len(documents))]
+    parts = [_parts(row, documents.shape[1], ranks, unit) for row in range(len(documents))]
     return [[row[rank] for row in parts] for rank in range(ranks)]
 
 
-def _zigzag(documents: np.ndarray, ranks: int, work: TokenWork) -> Assignment:
+def _zigzag(documents: np.ndarray, ranks: int, work: TokenWork, unit: int) -> Assignment:
     del work
-    parts = [_parts(row, documents.shape[1], 2 * ranks) for row in range(len(documents))]
+    parts = [_parts(row, documents.shape[1], 2 * ranks, unit) for row in range(len(documents))]
     return [[row[p] for row in parts for p in (rank, -1 - rank)] for rank in range(ranks)]
 
 
-def _balanced(documents: np.ndarray, ranks: int, work: TokenWork) -> Assignment:
+def _balanced(documents: np.ndarray, ranks: int, work: TokenWork, unit: int) -> Assignment:
     rows, tokens = documents.shape
-    parts_a_row = min(max(-(-ranks * _CHUNKS_A_RANK // rows), 1), tokens)
-    chunks = [run for row in range(rows) for run in _parts(row, tokens, parts_a_row)]
+    parts_a_row = min(max(-(-ranks * _CHUNKS_A_RANK // rows), 1), tokens // unit)
+    chunks = [run for row in range(rows) for run in _parts(row, tokens, parts_a_row, unit)]
     room = -(-len(chunks) // ranks)
     before = _sums_before(work.of_documents(documents))
     loads, dealt = [0.0] * ranks, [[] for _ in range(ranks)]
@@ -97,9 +101,9 @@ def _balanced(documents: np.ndarray, ranks: int, work: TokenWork) -> Assignment:
     return dealt
 
 
-def _parts(row: int, tokens: int, parts: int) -> list[Run]:
-    """Cut a row in parts as equal as whole tokens allow; with few tokens some are empty."""
-    ends = [tokens * part // parts for part in range(parts + 1)]
+def _parts(row: int, tokens: int, parts: int, unit: int) -> list[Run]:
+    """Cut a row in parts as equal as whole units allow; with few of them some are empty."""
+    ends = [tokens // unit * part // parts * unit for part in range(parts + 1)]
     return [Run(row, begin, end) for begin, end in itertools.pairwise(ends)]
 
 

@@ -93,18 +93,16 @@ class ContextAttention(LatentAttention):
         if shares_BTK is not None:
             return loss_over_selected_keys(selection, shares_BTK)
         q_nope, q_rope, latent_BSC, rope_BSR, kv_b_HC = parts
-        k = self.topk if around.probes else None
-        q_BTHQ = torch.cat([q_nope, q_rope], -1)
         return loss_over_all_keys(
             selection.query,
-            q_BTHQ,
+            torch.cat([q_nope, q_rope], -1),
             latent_BSC,
             rope_BSR,
             kv_b_HC,
             self.scale,
-            around,
-            around.shard,
-            k=k,
+            around.documents_BT,
+            around.shard.runs,
+            k=self.topk if around.probes else None,
         )
 
     def _attend_latents(
@@ -164,7 +162,7 @@ def _attend_mask(parts: Parts, mask_BTS: Tensor, scale: float, shard: TokenShard
     """Attend row by row where `mask_BTS`, (1, N, T), allows."""
     q_nope, q_rope, latent_BSC, rope_BSR, kv_b_HC = parts
     outs = []
-    for row, runs in itertools.groupby(own_slices(shard), lambda pair: pair[0].row):
+    for row, runs in itertools.groupby(own_slices(shard.runs), lambda pair: pair[0].row):
         pairs = list(runs)
         own = slice(pairs[0][1].start, pairs[-1][1].stop)
         # The last query stands at the last key, so that query t of T sees none after S - T + t,

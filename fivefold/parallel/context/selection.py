@@ -36,7 +36,7 @@ def select(
         flat = query._replace(key_BSJ=query.key_BSJ.flatten(0, 1)[None])
         return Selection(flat, places_BTK=places_BTK)
     masks = []
-    for run, own in own_slices(shard):
+    for run, own in own_slices(shard.runs):
         visible_BTS = around.visible_BTS
         if visible_BTS is not None:
             visible_BTS = visible_BTS[run.row, None, run.begin : run.end, : run.end]
@@ -53,24 +53,22 @@ def loss_over_all_keys(
     rope_BSR: Tensor,
     kv_b_HC: Tensor,
     scale: float,
-    around: Surroundings,
-    shard: TokenShard,
+    documents_BT: Tensor | None,
+    runs: list[Run],
     *,
     k: int | None,
 ) -> IndexLoss:
-    """Sum the loss of the rank's queries; see `models.indexer.loss_over_all_keys`."""
+    """Sum the loss of the queries of `runs`; see `models.indexer.loss_over_all_keys`."""
     q_BTHQ, kv_b_HC = q_BTHQ.detach(), kv_b_HC.detach()
     losses: list[IndexLoss] = []
     row, k_BSHQ = -1, q_BTHQ
-    for run, own in own_slices(shard):
+    for run, own in own_slices(runs):
         if run.row != row:
             row = run.row
-            end = max(other.end for other in shard.runs if other.row == row)
+            end = max(other.end for other in runs if other.row == row)
             keys = latent_BSC[row, None, :end].detach(), rope_BSR[row, None, :end].detach()
             k_BSHQ = attention_keys(*keys, kv_b_HC, q_BTHQ.shape[-1] - rope_BSR.shape[-1])
-        documents_BS = around.documents_BT
-        if documents_BS is not None:
-            documents_BS = documents_BS[row, None, : run.end]
+        documents_BS = None if documents_BT is None else documents_BT[row, None, : run.end]
         losses.append(
             dense_index_loss(
                 *_of_run(query, run, own),
@@ -92,19 +90,29 @@ def loss_over_all_keys(
     )
 
 
-def own_slices(shard: TokenShard) -> Iterator[tuple[Run, slice]]:
-    """Yield each run with the places of its tokens among the rank's."""
+def own_slices(runs: list[Run]) -> Iterator[tuple[Run, slice]]:
+    """Yield each run with the places of its tokens among those of all."""
     done = 0
-    for run in shard.runs:
+    for run in runs:
         yield run, slice(done, done + run.end - run.begin)
         done += run.end - run.begin
+
+
+def runs_within(runs: list[Run], part: slice) -> list[Run]:
+    """Return the runs of a part of their tokens."""
+    found = []
+    for run, own in own_slices(runs):
+        begin, end = max(own.start, part.start), min(own.stop, part.stop)
+        if begin < end:
+            found.append(Run(run.row, run.begin + begin - own.start, run.begin + end - own.start))
+    return found
 
 
 def _select_places(query: IndexQuery, around: Surroundings, shard: TokenShard, topk: int) -> Tensor:
     """List the kept keys of each query, int32 (1, N, min(topk, T))."""
     most = min(topk, shard.tokens)
     chosen = []
-    for run, own in own_slices(shard):
+    for run, own in own_slices(shard.runs):
         documents_BS = around.documents_BT
         if documents_BS is not None:
             documents_BS = documents_BS[run.row, None, : run.end]

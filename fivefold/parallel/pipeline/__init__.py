@@ -8,5 +8,6 @@ what passes between stages, `safe_wait` when a send has gone. `weight_store` kee
 for later and `deferred` makes products that leave theirs to it. `rolling` is ZeRO-2 with two full
 gradient buffers, `rolling_zero` what the optimizer sees of it, `blank` has microbatches that keep a
 data rank in step. `emulated` has stages that only take time. Losses come as arguments; how it meets
-a training is in `train.piped`. May import `plan`, `models`, `ops` and below.
+a training, and ranks that share a stage along other axes, is in `train.piped`. May import `plan`,
+`models`, `ops` and the rest of the room but `context`; never `train`.
 """

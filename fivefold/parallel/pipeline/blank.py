@@ -1,8 +1,9 @@
 """Microbatches without a share in the loss, for data ranks that have to keep step with others.
 
-Rolling gradients are reduced at the end of every run of the table, so that all data ranks run one
-table; a rank that has fewer microbatches than another fills up with blank ones. They pass through
-the stages as others do, but no loss, count or metric sees them, and their gradients are zero.
+Rolling gradients are reduced at the end of every run of the table, and experts of other data ranks
+take part in every layer, so that these ranks run one table; one that has fewer microbatches than
+another fills up with blank ones. They pass through the stages as others do, but no loss, count or
+metric sees them, and their gradients are zero.
 """
 
 from collections.abc import Sequence
@@ -12,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fivefold.models.surroundings import Surroundings
+from fivefold.models.transformer import HeadLoss
 from fivefold.parallel.pipeline.program import Microbatch, Seen, StageObjective
 
 
@@ -21,17 +24,15 @@ class BlankMicrobatch:
 
     ids_BT: Tensor
     """Token ids, int64."""
-    positions_BT: Tensor
-    """Place of each token in its document."""
-    documents_BT: Tensor | None
-    """Document of each token; None: one a row."""
     ahead_BT: list[Tensor]
     """For MTP depth k = 1, 2, ...: the token k places ahead."""
+    around: Surroundings
+    """Who sees whom."""
 
 
 def blank_of(batch: Microbatch) -> BlankMicrobatch:
     """Return a blank microbatch of these inputs."""
-    return BlankMicrobatch(batch.ids_BT, batch.positions_BT, batch.documents_BT, batch.ahead_BT)
+    return BlankMicrobatch(batch.ids_BT, batch.ahead_BT, batch.around)
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,9 @@ class SparingObjective:
 
     objective: StageObjective
 
-    def head(self, states: Sequence[Tensor], head_WD: Tensor, microbatch: Any) -> Tensor | None:
+    def head(
+        self, states: Sequence[Tensor], head_WD: Tensor, microbatch: Any, head_loss: HeadLoss
+    ) -> Tensor | None:
         """Return the objective's share; of a blank one zero, for each state to have its gradient.
 
         None where the objective has no loss over the vocabulary, blank or not.
@@ -48,7 +51,7 @@ class SparingObjective:
         if isinstance(microbatch, BlankMicrobatch):
             needs = all(state.requires_grad for state in states)
             return torch.stack([state.sum() for state in states]).sum() * 0.0 if needs else None
-        return self.objective.head(states, head_WD, microbatch)
+        return self.objective.head(states, head_WD, microbatch, head_loss)
 
     def auxiliary(self, seen: Seen, microbatch: Any) -> Tensor | None:
         """Return the objective's share, none of a blank one."""

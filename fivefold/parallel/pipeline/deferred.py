@@ -1,11 +1,13 @@
 """Products with weights whose backward pass leaves the weight gradient to a store.
 
-`defer_weight_gradients` puts them in the place of the forward of every `Linear` and of the expert
-dispatcher of every `MoE`, the seams that `models` has for it. Everything else with a weight (norms,
-router, up-projection of keys, embedding, head) finishes in the backward pass itself. Values and
-gradients have the bits of the plain forms: the same products of the same shapes.
+`defer_weight_gradients` puts them in the place of the forward of every `Linear` and of what runs
+the experts of every `MoE`, the seams that `models` has for it; what ranks that share the experts
+exchange stays in the backward pass. Everything else with a weight (norms, router, up-projection of
+keys, embedding, head) finishes there itself. Values and gradients have the bits of the plain forms:
+the same products of the same shapes.
 """
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -15,10 +17,12 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from fivefold.models.layer import Linear
-from fivefold.models.moe import MoE
+from fivefold.models.moe import Dispatcher, MoE
 from fivefold.ops import experts
 from fivefold.ops.product import common_rows, linear, product
+from fivefold.parallel.expert import ExpertDispatcher
 from fivefold.parallel.pipeline.weight_store import Deferred, WeightGradientStore
+from fivefold.parallel.tensor_attention import PartialLinear
 
 
 def defer_weight_gradients(module: nn.Module, store: WeightGradientStore) -> None:
@@ -26,8 +30,9 @@ def defer_weight_gradients(module: nn.Module, store: WeightGradientStore) -> Non
     for part in module.modules():
         if isinstance(part, Linear):
             part.forward = functools.partial(deferred_linear, part, store)
-        elif isinstance(part, MoE) and part.dispatch is experts.run_experts:
-            part.dispatch = functools.partial(deferred_experts, store=store)
+        elif isinstance(part, MoE) and _running(part.dispatch) is experts.run_experts:
+            run = functools.partial(deferred_experts, store=store)
+            part.dispatch = _run_by(part.dispatch, run)
 
 
 def finish_at_once(module: nn.Module) -> None:
@@ -35,19 +40,30 @@ def finish_at_once(module: nn.Module) -> None:
     for part in module.modules():
         if isinstance(part, Linear):
             part.__dict__.pop("forward", None)
-        elif isinstance(part, MoE) and _is_deferred(part.dispatch):
-            part.dispatch = experts.run_experts
+        elif isinstance(part, MoE) and _is_deferred(_running(part.dispatch)):
+            part.dispatch = _run_by(part.dispatch, experts.run_experts)
 
 
-def _is_deferred(dispatch: Any) -> bool:
-    return isinstance(dispatch, functools.partial) and dispatch.func is deferred_experts
+def _running(dispatch: Dispatcher) -> Dispatcher:
+    """Return what runs a rank's experts."""
+    return dispatch.run if isinstance(dispatch, ExpertDispatcher) else dispatch
+
+
+def _run_by(dispatch: Dispatcher, run: Dispatcher) -> Dispatcher:
+    """Return the dispatcher with something else to run a rank's experts."""
+    return dataclasses.replace(dispatch, run=run) if isinstance(dispatch, ExpertDispatcher) else run
+
+
+def _is_deferred(run: Dispatcher) -> bool:
+    return isinstance(run, functools.partial) and run.func is deferred_experts
 
 
 def deferred_linear(layer: Linear, store: WeightGradientStore, x: Tensor) -> Tensor:
     """Return x W^T + b; the gradients of W and b go to `store`."""
+    bias = None if isinstance(layer, PartialLinear) and not layer.adds_bias else layer.bias
     if not (torch.is_grad_enabled() and layer.weight.requires_grad):
-        return linear(x, layer.weight, layer.bias)
-    return _DeferredLinear.apply(x, layer.weight, layer.bias, store)
+        return linear(x, layer.weight, bias)
+    return _DeferredLinear.apply(x, layer.weight, bias, store)
 
 
 def deferred_experts(

@@ -7,7 +7,6 @@ ranks on few cores show what a schedule does; compute on shared cores would show
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -16,23 +15,13 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from fivefold.parallel.mesh import Group
-from fivefold.parallel.pipeline.program import Message, Microbatch, StageResult
+from fivefold.parallel.pipeline.program import Message, StageResult
 from fivefold.parallel.pipeline.runtime import PipelineRuntime
 from fivefold.parallel.pipeline.weight_store import Deferred, WeightGradientStore
 from fivefold.plan.schedule import Schedule
 from fivefold.plan.simulate import StageCosts
 
 _SHAPE = torch.Size([1])
-
-
-@dataclass(frozen=True)
-class EmptyMicrobatch:
-    """No rows at all."""
-
-    ids_BT: Tensor = field(default_factory=lambda: torch.zeros(0, 0, dtype=torch.int64))
-    positions_BT: Tensor = field(default_factory=lambda: torch.zeros(0, 0, dtype=torch.int64))
-    documents_BT: Tensor | None = None
-    ahead_BT: list[Tensor] = field(default_factory=list)
 
 
 class EmulatedStage(nn.Module):
@@ -51,11 +40,11 @@ class EmulatedStage(nn.Module):
         self.store, self.sleep = store, sleep
         self.weight = nn.Parameter(torch.zeros(_SHAPE))
 
-    def messages(self, microbatch: Microbatch) -> list[Message]:
+    def messages(self, microbatch: None) -> list[Message]:
         """Expect one number from the stage before."""
         return [Message(_SHAPE, torch.float32)]
 
-    def forward(self, microbatch: Microbatch, states: tuple[Tensor, ...]) -> StageResult:
+    def forward(self, microbatch: None, states: tuple[Tensor, ...]) -> StageResult:
         """Sleep for a forward pass."""
         x = states[0] if states else torch.zeros(_SHAPE)
         y = _Emulated.apply(x, self.weight, self)
@@ -95,7 +84,7 @@ class EmulatedRun:
         local = [s for s, home in enumerate(schedule.rank_of_stage) if home == group.rank]
         stores = {stage: WeightGradientStore() for stage in local}
         stages = {s: EmulatedStage(costs, s, schedule.stages, stores[s]) for s in local}
-        self._microbatches = [EmptyMicrobatch()] * schedule.microbatches
+        self._microbatches = [None] * schedule.microbatches
         self._runtime = PipelineRuntime(
             schedule, stages, group=group, device=torch.device("cpu"), stores=stores
         )

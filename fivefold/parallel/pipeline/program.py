@@ -3,7 +3,7 @@
 A loss is split by where its parts live: the head's stage takes the language losses of all depths,
 every stage the auxiliary losses of its own routers and indexers. Each is the microbatch's share of
 the step's loss, with denominators of the whole step, so that shares add up over microbatches,
-stages and data ranks without a further factor.
+stages, data and context ranks without a further factor.
 """
 
 from collections.abc import Sequence
@@ -14,11 +14,13 @@ import torch
 from torch import Tensor
 
 from fivefold.models.moe import Routing
+from fivefold.models.surroundings import Surroundings
+from fivefold.models.transformer import HeadLoss
 from fivefold.ops.index_loss import IndexLoss
 
 
 class Microbatch(Protocol):
-    """The tensors of some rows; every rank of a pipeline has them, so no edge carries them."""
+    """Some rows, or this rank's tokens of them; every stage has them, so no edge carries them."""
 
     @property
     def ids_BT(self) -> Tensor:  # noqa: N802 - a tensor's name
@@ -26,18 +28,13 @@ class Microbatch(Protocol):
         ...
 
     @property
-    def positions_BT(self) -> Tensor:  # noqa: N802 - a tensor's name
-        """Place of each token in its document."""
-        ...
-
-    @property
-    def documents_BT(self) -> Tensor | None:  # noqa: N802 - a tensor's name
-        """Document of each token; None: one a row."""
-        ...
-
-    @property
     def ahead_BT(self) -> list[Tensor]:  # noqa: N802 - a tensor's name
         """For MTP depth k = 1, 2, ...: the token k places ahead."""
+        ...
+
+    @property
+    def around(self) -> Surroundings:
+        """Who sees whom, which the layers of all stages share."""
         ...
 
 
@@ -58,10 +55,13 @@ class Seen:
 class StageObjective(Protocol):
     """A loss, taken apart for stages; its microbatches have labels too, which only it knows."""
 
-    def head(self, states: Sequence[Tensor], head_WD: Tensor, microbatch: Any) -> Tensor | None:
+    def head(
+        self, states: Sequence[Tensor], head_WD: Tensor, microbatch: Any, head_loss: HeadLoss
+    ) -> Tensor | None:
         """Return the share of the losses over the vocabulary, None if there is none.
 
-        `states` are normalised: the main stack's, then one a depth of the MTP layer.
+        `states` are normalised: the main stack's, then one a depth of the MTP layer. `head_loss`
+        knows which rows of the head `head_WD` are.
         """
         ...
 
@@ -89,11 +89,11 @@ class Message(NamedTuple):
 class StageProgram(Protocol):
     """A stage as the runtime sees it."""
 
-    def __call__(self, microbatch: Microbatch, states: tuple[Tensor, ...]) -> StageResult:
+    def __call__(self, microbatch: Any, states: tuple[Tensor, ...]) -> StageResult:
         """Run forward on what the stage before has sent."""
         ...
 
-    def messages(self, microbatch: Microbatch) -> list[Message]:
+    def messages(self, microbatch: Any) -> list[Message]:
         """Return what the stage before sends for this microbatch."""
         ...
 

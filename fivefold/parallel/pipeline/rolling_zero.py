@@ -34,14 +34,13 @@ class RollingZero:
         """Share the trained parameters of `stages` and those `apart` among the data ranks."""
         weights = {name: p for named in stages.values() for name, p in named.items()} | dict(apart)
         self._mesh = mesh
-        self._rows = Zero(weights, weights, mesh)
-        # Its hooks would take gradients out of the rolling buffers.
-        self._rows.close()
+        self._rows = Zero(weights, None, mesh)
         self.rows, self.shapes = self._rows.rows, self._rows.shapes
-        self.data_group = self.shard_group = self.everyone = mesh.data
-        size, rank = self.data_group.size, self.data_group.rank
+        self.data_group, self.shard_group = self._rows.data_group, self._rows.shard_group
+        self.everyone = self.shard_group
+        size, rank = self.shard_group.size, self.shard_group.rank
         most = mesh.config.bucket_bytes
-        self.gradients = RollingGradients(stages, self.data_group, bucket_bytes=most)
+        self.gradients = RollingGradients(stages, self.shard_group, bucket_bytes=most)
         self._apart = {name: p for name, p in apart.items() if p.requires_grad}
         self._apart_buckets = make_buckets(self._apart, self._apart, size, rank, most)
 
@@ -82,11 +81,11 @@ class RollingZero:
                 bucket.pack(whole, name, self._apart[name].grad)
                 self._apart[name].grad = None
                 found[name] = bucket.local(run, name)
-            work = reduce_scatter(run, whole, self.data_group)
+            work = reduce_scatter(run, whole, self.shard_group)
             if work is not None:
                 work.wait()
         flags = same_everywhere([name in touched for name in found], self._mesh.world.device)
-        anywhere = all_reduce(flags, self.data_group, "max").tolist()
+        anywhere = all_reduce(flags, self.shard_group, "max").tolist()
         for (name, gradient), flag in zip(found.items(), anywhere, strict=True):
             self.rows[name].grad = gradient if flag else None  # pyright: ignore[reportAttributeAccessIssue]
 
@@ -97,6 +96,3 @@ class RollingZero:
     def as_global(self, name: str, local: Tensor) -> Tensor:
         """Present a tensor of this rank's rows as the whole parameter's, for a checkpoint."""
         return self._rows.as_global(name, local)
-
-    def close(self) -> None:
-        """Hold nothing that outlives the training."""

@@ -27,7 +27,7 @@ from torch.distributed.pipelining.stage import _PipelineStageBase
 from fivefold.errors import MismatchError
 from fivefold.parallel.mesh import Group
 from fivefold.parallel.pipeline.message import Mailbox, MessageLedger, Outbox
-from fivefold.parallel.pipeline.program import GradientKeeper, Message, Microbatch, StageProgram
+from fivefold.parallel.pipeline.program import GradientKeeper, Message, StageProgram
 from fivefold.parallel.pipeline.safe_wait import Step, find_safe_waits
 from fivefold.parallel.pipeline.weight_store import WeightGradientStore
 from fivefold.plan.schedule import Action, Schedule, find_faults
@@ -92,8 +92,8 @@ class PipelineRuntime:
             outboxes = [(self.stages[sent.stage].outbox, sent) for sent in done[action]]
             stage.finishes[action.kind, action.microbatch] = outboxes
 
-    def step(self, microbatches: Sequence[Microbatch]) -> list[Tensor]:
-        """Run forward and backward on all microbatches.
+    def step(self, microbatches: Sequence[Any]) -> list[Tensor]:
+        """Run forward and backward on all microbatches, whatever the programs take as such.
 
         Returns the sum of the losses that this rank's stages took, one a microbatch, without
         gradient. Gradients are left in `grad`, or with the keeper.
@@ -148,10 +148,10 @@ class _Stage(_PipelineStageBase):
         self.inputs, self.gradients = (Mailbox(self.ledger, device) for _ in range(2))
         self.outbox = Outbox(self.ledger, group)
         self.losses: list[Tensor] = []
-        self.microbatches: Sequence[Microbatch] = ()
+        self.microbatches: Sequence[Any] = ()
         self.finishes: dict[tuple[str, int], list[tuple[Outbox, Action]]] = {}
 
-    def begin(self, microbatches: Sequence[Microbatch]) -> None:
+    def begin(self, microbatches: Sequence[Any]) -> None:
         """Start a step."""
         self.microbatches, self.losses = microbatches, []
 
@@ -304,7 +304,7 @@ class _Runtime(_PipelineScheduleRuntime):
         self._prepare_schedule_with_comms(table, format="compute_comms")
         self.steps = plain_steps(lowered)
 
-    def run(self, microbatches: Sequence[Microbatch]) -> None:
+    def run(self, microbatches: Sequence[Any]) -> None:
         """Execute this rank's row."""
         for stage in self._stages:
             stage.has_backward = True

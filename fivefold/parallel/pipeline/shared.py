@@ -7,7 +7,7 @@ it in norms and writes it to checkpoints. Two stages of one rank hold one module
 sent.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,26 +16,6 @@ from torch import Tensor, nn
 
 from fivefold.parallel.mesh import Group
 from fivefold.parallel.pipeline.message import send, swap
-from fivefold.parallel.pipeline.split import StagePart
-
-
-def counted_parameters(
-    stages: Iterable[nn.Module], shared: "SharedParameters | None"
-) -> dict[str, nn.Parameter]:
-    """Return the parameters that this rank counts in norms and saves, each once.
-
-    `shared` is this rank's part of a shared parameter, if it holds one.
-    """
-    named = {name: p for stage in stages for name, p in stage.named_parameters()}
-    if shared is None or shared.is_owner:
-        return named
-    return {name: parameter for name, parameter in named.items() if name not in shared.parameters}
-
-
-def embedding_ranks(parts: Sequence[StagePart], rank_of_stage: Sequence[int]) -> list[int]:
-    """Return the pipeline ranks that hold the embedding, its owner first."""
-    ranks = [rank for part, rank in zip(parts, rank_of_stage, strict=True) if part.reads_embedding]
-    return list(dict.fromkeys(ranks))
 
 
 @dataclass(frozen=True)

@@ -2,16 +2,16 @@
 
 A stage takes its modules from a model by reference, under the model's own names, so that a
 checkpoint knows nothing of stages; where two stages of one rank need the embedding they hold one
-module. The model may stand on the meta device until its parts are loaded.
+module. The model may be one rank's part of a model that tensor or expert ranks share: between
+stages a tensor rank sends and receives its own part of the tokens.
 """
 
 import torch
 from torch import Tensor, nn
 
 from fivefold.models.indexer import Selection
-from fivefold.models.surroundings import IndexerMode, make_surroundings
 from fivefold.models.transformer import Transformer
-from fivefold.ops.rotary import rotary_angles
+from fivefold.parallel.mesh import single
 from fivefold.parallel.pipeline.program import (
     Message,
     Microbatch,
@@ -20,25 +20,23 @@ from fivefold.parallel.pipeline.program import (
     StageResult,
 )
 from fivefold.parallel.pipeline.split import StagePart
+from fivefold.parallel.sequence import TensorAxis
 
 
 class ModelStage(nn.Module):
     """Some pieces of a Transformer."""
-
-    speeds_R: Tensor
 
     def __init__(
         self,
         model: Transformer,
         part: StagePart,
         objective: StageObjective,
-        *,
-        indexer: IndexerMode = "frozen",
+        axis: TensorAxis | None = None,
     ) -> None:
-        """Take the pieces of `part` out of `model`."""
+        """Take the pieces of `part` out of `model`; `axis` are the tensor ranks that share it."""
         super().__init__()
         self.part, self.objective = part, objective
-        self.indexer: IndexerMode = indexer
+        self.axis = axis or TensorAxis(single())
         self.width = model.config.hidden_size
         self.routers_below = sum(map(model.config.is_moe, range(part.layers.start)))
         gain = model.norm.weight
@@ -48,29 +46,25 @@ class ModelStage(nn.Module):
         self.norm = model.norm if part.has_norm else None
         self.mtp = model.mtp if part.mtp_depths else None
         self.lm_head = model.lm_head if part.has_head else None
-        self.rotary_factor = model.rotary_factor
-        self.register_buffer("speeds_R", model.speeds_R, persistent=False)
+        self.head_loss = model.head_loss
 
     def messages(self, microbatch: Microbatch) -> list[Message]:
-        """Return the states that reach a stage that is not the first, each (B, T, D)."""
-        shape = torch.Size([*microbatch.ids_BT.shape, self.width])
+        """Return the states that reach a stage that is not the first, each (B, T / tp, D)."""
+        rows, tokens = microbatch.ids_BT.shape
+        shape = torch.Size([rows, tokens // self.axis.size, self.width])
         drafts = len(microbatch.ahead_BT) if self.part.follows_mtp else 0
         return [Message(shape, self.received_dtype)] * (1 + drafts)
 
     def forward(self, microbatch: Microbatch, states: tuple[Tensor, ...]) -> StageResult:
         """Run the pieces on what the stage before has sent: the main state, then one a depth."""
-        around = make_surroundings(
-            rotary_angles(microbatch.positions_BT, self.speeds_R, self.rotary_factor),
-            microbatch.documents_BT,
-            None,
-            queries=microbatch.ids_BT.shape[1],
-            absorbed=False,
-            indexer=self.indexer,
-        )
+        around = microbatch.around
         seen = Seen(self.routers_below)
         if self.part.embeds:
             assert self.embed_tokens is not None, "the first stage holds the embedding"
             states = (self.embed_tokens(microbatch.ids_BT),)
+        elif self.part.is_normed:
+            # What follows the final norm reads whole rows.
+            states = tuple(self.axis.gather(state) for state in states)
         hidden_BTD, *drafts = states
         selection: Selection | None = None
         for block in self.layers.values():
@@ -89,6 +83,9 @@ class ModelStage(nn.Module):
                 seen.index_losses += [] if draft.index_loss is None else [draft.index_loss]
         losses = [self.objective.auxiliary(seen, microbatch)]
         if self.lm_head is not None:
-            losses.append(self.objective.head(states, self.lm_head.weight, microbatch))
+            head = self.lm_head.weight, microbatch, self.head_loss
+            losses.append(self.objective.head(states, *head))
             states = ()
+        elif self.norm is not None or self.part.is_normed:
+            states = tuple(self.axis.own(state) for state in states)
         return StageResult(states, tuple(loss for loss in losses if loss is not None))

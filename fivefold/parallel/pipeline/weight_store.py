@@ -19,6 +19,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from fivefold.parallel.offload_ledger import OffloadLedger
+
 
 @dataclass(frozen=True)
 class Deferred:
@@ -51,12 +53,15 @@ class StoreLedger:
 class WeightGradientStore:
     """The deferred weight gradients of one stage, by microbatch in the order of backward passes."""
 
-    def __init__(self, limit_bytes: int | None = None) -> None:
+    def __init__(
+        self, limit_bytes: int | None = None, activations: OffloadLedger | None = None
+    ) -> None:
         """Hold at most `limit_bytes` between backward passes; None: whatever the schedule asks.
 
-        Beyond it the oldest microbatches are computed before their turn.
+        Beyond it the oldest microbatches are computed before their turn. `activations` counts what
+        the device holds for the backward, where that is watched.
         """
-        self.limit_bytes = limit_bytes
+        self.limit_bytes, self._activations = limit_bytes, activations
         self.ledger = StoreLedger()
         self._current: deque[Deferred] = deque()
         self._waiting: dict[int, deque[Deferred]] = {}
@@ -72,6 +77,8 @@ class WeightGradientStore:
             self._holders[storage.data_ptr()] += 1
             if self._holders[storage.data_ptr()] == 1:
                 self.ledger.held_bytes += storage.nbytes()
+                if self._activations is not None:
+                    self._activations.hold(storage.data_ptr(), storage.nbytes())
         self.ledger.peak_bytes = max(self.ledger.peak_bytes, self.ledger.held_bytes)
 
     def take(self) -> Callable[[], None]:
@@ -117,6 +124,8 @@ class WeightGradientStore:
             if not self._holders[storage.data_ptr()]:
                 del self._holders[storage.data_ptr()]
                 self.ledger.held_bytes -= storage.nbytes()
+                if self._activations is not None:
+                    self._activations.drop(storage.data_ptr(), storage.nbytes())
 
 
 def add_gradient(weight: nn.Parameter, gradient: Tensor) -> None:

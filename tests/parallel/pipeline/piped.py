@@ -16,18 +16,18 @@ from fivefold.models.transformer import Block, Transformer
 from fivefold.parallel.config import ParallelConfig
 from fivefold.parallel.mesh import Group, Mesh
 from fivefold.parallel.pipeline.deferred import defer_weight_gradients
+from fivefold.parallel.pipeline.placement import Placement
 from fivefold.parallel.pipeline.program import GradientKeeper
 from fivefold.parallel.pipeline.runtime import PipelineRuntime
-from fivefold.parallel.pipeline.shared import SharedParameters, embedding_ranks
+from fivefold.parallel.pipeline.shared import SharedParameters
 from fivefold.parallel.pipeline.split import MtpPlacement, chain_length, cut_by_work, stage_parts
 from fivefold.parallel.pipeline.stage import ModelStage
 from fivefold.parallel.pipeline.weight_store import WeightGradientStore
 from fivefold.plan.make_schedule import make_schedule
 from fivefold.train.balance import BalanceTracker
-from fivefold.train.batch import Batch
 from fivefold.train.config import GradientConfig
 from fivefold.train.losses import language_loss, warm_up_objective
-from fivefold.train.staged_loss import StagedLanguageLoss
+from fivefold.train.staged_loss import StagedBatch, StagedLanguageLoss
 
 EMBEDDING = "embed_tokens.weight"
 TOKENS = 16
@@ -104,6 +104,7 @@ def whole_step(case: Case, parts: Sequence[Rows] = ONE_BY_ONE) -> tuple[list[Ten
 class Piped:
     """A rank's part of the cut model, ready to step."""
 
+    model: Transformer
     stages: dict[int, ModelStage]
     stores: dict[int, WeightGradientStore]
     shared: SharedParameters | None
@@ -111,8 +112,8 @@ class Piped:
     loss: StagedLanguageLoss
     keeper: GradientKeeper | None
 
-    def batches(self, parts: Sequence[Rows]) -> list[Batch]:
-        return self.loss.batches(parts, torch.device("cpu"))
+    def batches(self, parts: Sequence[Rows]) -> list[StagedBatch]:
+        return self.loss.batches(parts, self.model)
 
     def gradients(self) -> dict[str, Tensor]:
         return {
@@ -137,11 +138,11 @@ def cut_model(
     loss = StagedLanguageLoss(model.config, CONFIG, case.indexer)
     loss.begin(ROWS, 0, BalanceTracker(model))
     local = [s for s, home in enumerate(schedule.rank_of_stage) if home == group.rank]
-    stages = {s: ModelStage(model, parts[s], loss, indexer=case.indexer) for s in local}
+    stages = {s: ModelStage(model, parts[s], loss) for s in local}
     stores = {s: WeightGradientStore(case.limit_bytes) for s in local}
     for s, stage in stages.items():
         defer_weight_gradients(stage, stores[s])
-    holders = embedding_ranks(parts, schedule.rank_of_stage)
+    holders = Placement(tuple(parts), tuple(schedule.rank_of_stage)).homes(EMBEDDING)
     shared = None
     if len(holders) > 1 and group.rank in holders:
         shared = SharedParameters({EMBEDDING: shared_embedding(stages)}, holders, group)
@@ -155,7 +156,7 @@ def cut_model(
         keeper=owner,
         carries_gradient=case.indexer != "warm_up",
     )
-    return Piped(stages, stores, shared, runtime, loss, owner)
+    return Piped(model, stages, stores, shared, runtime, loss, owner)
 
 
 def shared_embedding(stages: dict[int, ModelStage]) -> nn.Parameter:

@@ -10,7 +10,7 @@ from tiny_training import TINY
 from fivefold.errors import ConfigError
 from fivefold.models.config import FivefoldFields
 from fivefold.models.preset import preset
-from fivefold.parallel.pipeline.shared import embedding_ranks
+from fivefold.parallel.pipeline.placement import Placement
 from fivefold.parallel.pipeline.split import (
     chain_length,
     cut_by_counts,
@@ -64,11 +64,11 @@ def test_mtp_goes_where_it_is_told() -> None:
     assert [part.mtp_depths for part in before] == [0, 0, 3, 0]
     assert not before[3].layers
     assert before[3].follows_mtp
-    assert embedding_ranks(before, [0, 1, 2, 3]) == [0, 2]
+    assert Placement(tuple(before), (0, 1, 2, 3)).homes("embed_tokens.weight") == [0, 2]
     last = stage_parts(DEEP, cut_by_work(DEEP, work, 4, "last"))
     assert [part.mtp_depths for part in last] == [0, 0, 0, 3]
     assert not last[3].follows_mtp
-    assert embedding_ranks(last, v_placement(2)) == [0]
+    assert Placement(tuple(last), tuple(v_placement(2))).homes("embed_tokens.weight") == [0]
 
 
 def test_work_decides_how_many_layers_a_stage_has() -> None:

@@ -1,16 +1,20 @@
 """Deferred weight gradients: the bits of a plain pass, each once, bytes as counted by hand."""
 
 import copy
+from typing import Any
 
 import pytest
 import torch
+from test_offload import forward, tiny
 from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from fivefold.models.layer import GatedMlp, Linear
 from fivefold.models.moe import MoE
 from fivefold.models.preset import preset
 from fivefold.parallel.pipeline.deferred import defer_weight_gradients
 from fivefold.parallel.pipeline.weight_store import Deferred, WeightGradientStore
+from fivefold.train.compute import ComputeModel
 
 CONFIG = preset("nano", hidden_size=32, moe_intermediate_size=16, n_routed_experts=8)
 
@@ -133,3 +137,48 @@ def test_frozen_weights_defer_nothing() -> None:
     mlp(x).sum().backward()
     assert x.grad is not None
     assert store.ledger.deferred == 0
+
+
+@pytest.mark.parametrize("offload", [(), (0, 1, 2)])
+def test_activations_that_wait_for_weight_gradients_are_on_the_device(
+    offload: tuple[int, ...],
+) -> None:
+    model = tiny()
+    compute = ComputeModel(model, torch.float32, offload=True, least_bytes=64)
+    offloader = compute.offloader
+    assert offloader is not None
+    offloader.move(offload, 1)
+    ledger, store = offloader.ledger, WeightGradientStore(activations=offloader.ledger)
+    defer_weight_gradients(model, store)
+    storages: dict[int, tuple[StorageWeakRef, int]] = {}
+    counted: list[tuple[int, int]] = []
+    pack, put = offloader._pack, store.put
+
+    def watch(tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        storages[storage._cdata] = StorageWeakRef(storage), storage.nbytes()
+
+    def alive_bytes() -> int:
+        return sum(size for reference, size in storages.values() if not reference.expired())
+
+    def watch_pack(run: Any, outside: set[int], tensor: Tensor) -> Any:
+        packed = pack(run, outside, tensor)
+        if not isinstance(packed, Tensor):
+            watch(tensor)
+        return packed
+
+    def watch_put(entry: Deferred) -> None:
+        put(entry)
+        for tensor in entry.kept:
+            watch(tensor)
+        counted.append((ledger.held_bytes, alive_bytes()))
+
+    offloader._pack, store.put = watch_pack, watch_put
+    forward(compute).total.backward()
+    # What has come back from the host stands elsewhere than it did.
+    assert offload or all(held == alive for held, alive in counted)
+    # The backward is over: what is left waits for weight gradients.
+    assert ledger.held_bytes == alive_bytes() == store.ledger.held_bytes > 0
+    store.take()()
+    store.check_idle()
+    ledger.check_idle()
