@@ -5,6 +5,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# How long an example takes says more of the machine than of the code.
+settings.register_profile("fivefold", deadline=None)
+settings.load_profile("fivefold")
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -35,7 +35,7 @@ def make_case(
     return hidden.requires_grad_(), weight.requires_grad_(), labels, token_weights
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     tokens=st.integers(1, 23),
     chunk_tokens=st.integers(1, 30),

@@ -81,7 +81,7 @@ def test_backward_passes_the_gradient_check(route: str) -> None:
     assert torch.autograd.gradcheck(run, leaves)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(data=st.data())
 def test_any_route_equals_the_reference(data: st.DataObject) -> None:
     places = st.lists(st.permutations(range(E)).map(lambda order: order[:3]), max_size=9)

@@ -125,7 +125,7 @@ def test_forms_agree_where_everything_is_selected(documents: Tensor | None) -> N
     assert_same(dense, with_gradients(selected_index_loss, indexer(), selected, shares))
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(seed=st.integers(0, 10_000), mass=st.floats(0.1, 3.0))
 def test_gradient_is_the_slope_of_the_loss(seed: int, mass: float) -> None:
     tensors = indexer(seed)

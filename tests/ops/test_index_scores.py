@@ -48,7 +48,7 @@ def test_scores_are_the_formula_written_out() -> None:
                 assert scores[row, query, place].item() == pytest.approx(float(expected))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     documents=st.lists(st.integers(-1, 2), min_size=1, max_size=30),
     skipped=st.integers(0, 29),

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from fivefold.ops.select_topk import largest
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     size=st.integers(1, 300),
     n=st.integers(1, 40),

@@ -77,7 +77,7 @@ def test_orthogonalise_is_near_the_polar_factor(
     assert (result - exact).norm() / exact.norm() < error + rounding
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(exponent=st.integers(-10, 10), name=st.sampled_from(NAMES))
 def test_orthogonalise_ignores_a_power_of_two(exponent: int, name: str) -> None:
     blocks = gaussian(2, 6, 10)

@@ -41,7 +41,7 @@ def test_it_is_attention(queries: int, keys: int) -> None:
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
 
 
-@settings(max_examples=25, deadline=None, derandomize=True)
+@settings(max_examples=25, derandomize=True)
 @given(st.integers(1, 40), st.integers(0, 160), st.integers(0, 200), st.data())
 def test_bits_depend_on_the_query_and_its_keys_alone(
     queries: int, more: int, padding: int, data: st.DataObject

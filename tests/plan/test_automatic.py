@@ -37,7 +37,7 @@ def _problems(draw: st.DrawFn) -> tuple[tuple[int, ...], int, StageCosts, tuple[
     return placement, draw(st.integers(1, 12)), costs, caps
 
 
-@settings(deadline=None, max_examples=120)
+@settings(max_examples=120)
 @given(problem=_problems(), policy=st.sampled_from(POLICIES))
 def test_search_random_costs_and_caps_give_valid_tables_within_memory(problem, policy) -> None:
     placement, microbatches, costs, caps = problem

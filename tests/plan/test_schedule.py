@@ -12,7 +12,7 @@ from fivefold.plan.simulate import even_costs, simulate
 _SIZES = {"ranks": st.integers(1, 9), "microbatches": st.integers(1, 30)}
 
 
-@settings(deadline=None, max_examples=80)
+@settings(max_examples=80)
 @given(name=st.sampled_from(NAMES), chunks=st.integers(1, 4), **_SIZES)
 def test_schedule_any_size_is_valid(name: str, ranks: int, microbatches: int, chunks: int) -> None:
     schedule = make_schedule(name, ranks, microbatches, chunks=chunks)
@@ -21,7 +21,7 @@ def test_schedule_any_size_is_valid(name: str, ranks: int, microbatches: int, ch
     assert schedule.rank_of_stage == placement_of(name, ranks, chunks)
 
 
-@settings(deadline=None, max_examples=8)
+@settings(max_examples=8)
 @given(**_SIZES)
 def test_schedule_memory_stays_within_its_promise(ranks: int, microbatches: int) -> None:
     promises = {"1f1b": ranks, "zb_h1": ranks, "zb_h2": 2 * ranks - 1, "automatic": ranks}

@@ -86,7 +86,7 @@ def _tables(draw: st.DrawFn) -> tuple[Schedule, StageCosts]:
     return make_schedule(name, ranks, microbatches), costs
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(table=_tables())
 def test_simulate_keeps_every_rule_and_wastes_no_time(table: tuple[Schedule, StageCosts]) -> None:
     schedule, costs = table
@@ -129,7 +129,7 @@ def _arrival(
     return spans[option][1] + edge
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(table=_tables(), slower=st.floats(0.0, 5.0))
 def test_slower_links_never_shorten_a_fixed_table(
     table: tuple[Schedule, StageCosts], slower: float

@@ -49,7 +49,7 @@ def look(tmp_path: Path, path: Path, **fields: object) -> Path:
     return out
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(size=st.integers(1, 3000), share=st.sampled_from([0.0, 0.1, 0.3]))
 def test_held_out_rows_are_a_fixed_share_up_to_a_limit(size: int, share: float) -> None:
     rows = choose_rows(range(size), share, 64)
@@ -59,7 +59,7 @@ def test_held_out_rows_are_a_fixed_share_up_to_a_limit(size: int, share: float) 
     assert len(rows) == wanted
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(keys=st.lists(st.integers(0, 9), max_size=40))
 def test_row_whose_prompt_comes_twice_is_never_held_out(keys: list[int]) -> None:
     rows = choose_rows(keys, 0.5, 64)

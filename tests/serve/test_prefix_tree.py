@@ -36,7 +36,7 @@ class Model:
         return blocks
 
 
-@settings(max_examples=150, deadline=None, derandomize=True)
+@settings(max_examples=150, derandomize=True)
 @given(st.lists(ACTIONS, max_size=30))
 def test_tree_knows_what_a_dictionary_of_beginnings_knows(actions: list) -> None:
     pool = BlockPool(40)

@@ -57,7 +57,7 @@ LEAST = 5e-324
 """The smallest float; fp32 rounds it to 0."""
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     temperature=st.one_of(st.sampled_from([0.0, LEAST, 1e308]), st.floats(0, 1e308)),
     top_p=st.one_of(st.just(LEAST), st.floats(0, 1, exclude_min=True)),
@@ -159,7 +159,7 @@ def test_greedy_takes_the_lowest_of_equal_ids() -> None:
     assert choose(logits, [Draw(SamplingParams(temperature=0), 0, 0)]).token_M.tolist() == [1]
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=60, derandomize=True)
 @given(st.lists(st.floats(-40, 3), min_size=1, max_size=30), st.floats(0, 1, exclude_max=True))
 def test_inverse_never_leaves_the_support(logits: list[float], number: float) -> None:
     log_p = (

@@ -23,7 +23,7 @@ def outputs(engine: Engine, wanted: list[tuple[list[int], SamplingParams]]) -> l
     return requests
 
 
-@settings(max_examples=12, deadline=None, derandomize=True, phases=[Phase.explicit, Phase.generate])
+@settings(max_examples=12, derandomize=True, phases=[Phase.explicit, Phase.generate])
 @given(
     st.lists(
         st.tuples(st.integers(1, 40), st.integers(1, 14), st.sampled_from([0.0, 0.3, 1.0])),
