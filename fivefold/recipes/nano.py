@@ -145,7 +145,7 @@ def _pretrain() -> PretrainConfig:
     return PretrainConfig(
         model=_SHAPE,
         context_tokens=256,
-        total_tokens=1_200_000,
+        total_tokens=1_500_000,
         # Muon's updates have a fixed size, so a short run wants far larger rates than GLM-5's over
         # 27T tokens; found by a sweep, see docs/log.md.
         peak_lr=1.5e-2,
@@ -163,7 +163,7 @@ def _pretrain() -> PretrainConfig:
 
 def _midtrain() -> MidtrainConfig:
     return MidtrainConfig(
-        total_tokens=400_000,
+        total_tokens=300_000,
         kind="linear",
         peak_lr=3e-3,
         final_lr=7.5e-4,
@@ -196,7 +196,7 @@ def _midtrain() -> MidtrainConfig:
     )
 
 
-_SPARSE_TOKENS = 200_000
+_SPARSE_TOKENS = 120_000
 _SPARSE_LR = 7.5e-4
 
 
@@ -230,7 +230,7 @@ def _adapt_dsa() -> AdaptDsaConfig:
         "mtp_weight": 0.1,
         "router_bias_rate": 0.0,
         "validation_steps": 40,
-        "validation_rows": 32,
+        "validation_rows": 16,
         "checkpoint_steps": 40,
     }
     return AdaptDsaConfig(
@@ -238,9 +238,9 @@ def _adapt_dsa() -> AdaptDsaConfig:
         index_topk=_SHAPE.index_topk,
         mixture=_LONGEST_MIXTURE,
         warm_up=GradientConfig(
-            total_tokens=160_000,
+            total_tokens=120_000,
             kind="linear",
-            # Muon's updates have a fixed size: GLM-5's 5e-3 over 1,000 steps is too little for 40.
+            # Muon's updates have a fixed size: GLM-5's 5e-3 over 1,000 steps is too little for 30.
             peak_lr=4e-2,
             final_lr=2e-3,
             warmup_fraction=0.05,

@@ -55,7 +55,7 @@ def post_training() -> list[Stage]:
         ),
         RlStage(
             "rl_b",
-            _rl(SKILL_B, SKILL_A, lr=2e-3, batches=45),
+            _rl(SKILL_B, SKILL_A, lr=2e-3, batches=40),
             needs={"start": "rl_a", **_TOKENIZER},
         ),
         DistillStage(
