@@ -39,6 +39,9 @@ from fivefold.data.maths.machine_text import Detector, fit_detector
 UNSEEN = "PaLM 2 Medium"
 """The model whose text nobody learns from."""
 AUTHORS = "CHAMP, authors"
+PEOPLE, TUNED = "GSM8K, people", "GSM8K, fine-tuned GPT-3"
+PEERS = {TUNED: PEOPLE}
+"""Whose text of the same kind a model's is told from: of CHAMP's models, the authors'."""
 MANUALS = ("mpmath-doc", "python-doc", "debian-reference-en", "postgresql-doc")
 _MOST, _LEARNED = 700, 1_000
 """Texts of a kind that are judged; of a human source that are learned from and calibrated on."""
@@ -77,7 +80,7 @@ def read_gsm8k(folder: Path) -> Texts:
         for name, one in row.items()
         if name.endswith("_verification")
     ]
-    plain = {"GSM8K, people": human, "GSM8K, fine-tuned GPT-3": machine}
+    plain = {PEOPLE: human, TUNED: machine}
     return {name: [_FORM.sub("", one) for one in some] for name, some in plain.items()}
 
 
@@ -107,7 +110,6 @@ def measure(detector: Detector, human: Texts, machine: Texts) -> dict[str, objec
         }
 
     people, models = scores(human), scores(machine)
-    solutions = people[AUTHORS]
     return {
         "calibration": asdict(detector.calibration),
         "too_small_for_a_bound": detector.calibration.small_sources(),
@@ -123,7 +125,7 @@ def measure(detector: Detector, human: Texts, machine: Texts) -> dict[str, objec
             name: {
                 "texts": len(one),
                 "rate": round(float((one > limit).mean()), 4),
-                "auc": round(area_under_curve(one, solutions), 4),
+                "auc": round(area_under_curve(one, people[PEERS.get(name, AUTHORS)]), 4),
             }
             for name, one in models.items()
         },
@@ -141,17 +143,17 @@ def main() -> None:
     manuals = read_manuals(MANUALS, config.window_characters)
     essays = read_manuals(config.human, config.window_characters)
     seen, unseen = halves["seen"], halves["unseen"]
-    school_people = sample(school["GSM8K, people"], _LEARNED + _MOST)
+    school_people = sample(school[PEOPLE], _LEARNED + _MOST)
     human: Texts = {
         AUTHORS: unseen["human"],
-        "GSM8K, people": school_people[_LEARNED:],
+        PEOPLE: school_people[_LEARNED:],
         **{name: some[1::2] for name, some in manuals.items()},
     }
     machine: Texts = {name: some for name, some in unseen.items() if name != "human"}
-    machine["GSM8K, fine-tuned GPT-3"] = school["GSM8K, fine-tuned GPT-3"]
+    machine[TUNED] = school[TUNED]
     known: Texts = {
         AUTHORS: seen["human"],
-        "GSM8K, people": school_people[:_LEARNED],
+        PEOPLE: school_people[:_LEARNED],
         **{name: sample(some[::2], _LEARNED) for name, some in manuals.items()},
     }
     models = [

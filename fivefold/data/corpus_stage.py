@@ -31,6 +31,7 @@ from fivefold.errors import ConfigError
 from fivefold.stage import Stage, StageContext
 
 if TYPE_CHECKING:
+    from fivefold.data.curate.account import Account
     from fivefold.data.curate.command import Recipe
     from fivefold.data.curate.dclm_baseline import Curated
     from fivefold.data.pipeline import Corpus
@@ -305,6 +306,17 @@ def _describe(
     return rows
 
 
+def _count_kept(accounts: Mapping[str, "Account"]) -> int:
+    """Return how many pages or files came through to the end.
+
+    Their last account is that of the texts which hold them; those after it count other things
+    (changes of a history) or the same documents again (each method of long sequences).
+    """
+    names = list(accounts)
+    last = next((name for name in ("pack", "unique") if name in accounts), names[-1])
+    return accounts[last].documents_out
+
+
 def _tell(curated: Mapping[str, "Curated"], corpus: "Corpus", context: StageContext) -> None:
     documents, size = sum(corpus.ledger.kept.values()), sum(corpus.ledger.kept_bytes.values())
     for name, one in curated.items():
@@ -312,7 +324,7 @@ def _tell(curated: Mapping[str, "Curated"], corpus: "Corpus", context: StageCont
         logger.info(
             "%s: %s of %s pages or files stay, as %s texts of %.1f MB",
             name,
-            f"{list(one.accounts.values())[-1].documents_out:,}",
+            f"{_count_kept(one.accounts):,}",
             f"{first.documents_in:,}",
             f"{one.summary.documents:,}",
             one.summary.characters / 1e6,

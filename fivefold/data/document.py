@@ -39,8 +39,11 @@ class Document:
 
 
 def document_id(source: str, url: str) -> str:
-    """Return the id of the document at this place: xxh3-128 of source and url."""
-    return xxhash.xxh3_128_hexdigest(f"{source}\0{url}".encode())
+    """Return the id of the document at this place: xxh3-128 of source and url.
+
+    Names of files that are no UTF-8 come as lone surrogates; they count by their bytes.
+    """
+    return xxhash.xxh3_128_hexdigest(f"{source}\0{url}".encode("utf-8", errors="surrogatepass"))
 
 
 def has_places(meta: Mapping[str, Any]) -> bool:
@@ -94,29 +97,50 @@ def read_documents(path: Path, source: str | None = None) -> Iterator[Document]:
     Raises:
         CorruptFileError: the file is cut or altered, or a line is not a document.
     """
+    for _, row in read_rows(path, source):
+        if isinstance(row, CorruptFileError):
+            raise row
+        yield row
+
+
+def read_rows(
+    path: Path, source: str | None = None
+) -> Iterator[tuple[int, Document | CorruptFileError]]:
+    """Yield the number and the document of each line, or what is wrong with that line.
+
+    Raises:
+        CorruptFileError: the file is cut or altered.
+    """
     for number, line in enumerate(_read_lines(path), start=1):
         if line.strip():
-            yield _line_to_document(line, path, number, source or path.name.split(".")[0])
+            yield number, _line_to_document(line, path, number, source or path.name.split(".")[0])
 
 
-def _line_to_document(line: bytes, path: Path, number: int, source: str) -> Document:
+def _line_to_document(
+    line: bytes, path: Path, number: int, source: str
+) -> Document | CorruptFileError:
     try:
         row = json.loads(line)
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise _bad_line(path, number, f"{error} in {line[:60]!r}") from error
+        return _bad_line(path, number, f"{error} in {line[:60]!r}")
     if not isinstance(row, dict) or not isinstance(row.get("text"), str):
-        raise _bad_line(path, number, f"no text in {line[:60]!r}")
-    source = str(row.get("source") or source)
-    url = str(row.get("url") or f"{path.name}#{number}")
+        return _bad_line(path, number, f"no text in {line[:60]!r}")
+    source = _to_unicode(str(row.get("source") or source))
+    url = _to_unicode(str(row.get("url") or f"{path.name}#{number}"))
     meta = row.get("meta")
     return Document(
-        id=str(row.get("id") or document_id(source, url)),
-        text=row["text"],
+        id=_to_unicode(str(row.get("id") or document_id(source, url))),
+        text=_to_unicode(row["text"]),
         source=source,
         url=url,
         lang=str(row.get("lang") or ""),
         meta=meta if isinstance(meta, dict) else {},
     )
+
+
+def _to_unicode(text: str) -> str:
+    """Return a text with its lone surrogates, which JSON can hold and UTF-8 cannot, escaped."""
+    return text.encode("utf-8", errors="backslashreplace").decode()
 
 
 def _bad_line(path: Path, number: int, found: str) -> CorruptFileError:

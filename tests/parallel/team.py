@@ -22,6 +22,7 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+from torch.distributed.tensor.debug import _clear_sharding_prop_cache
 
 from fivefold.parallel.mesh import World
 
@@ -156,4 +157,6 @@ def _drop_groups() -> None:
     for group in list(dist.distributed_c10d._world.pg_map):
         if group is not dist.group.WORLD:
             dist.destroy_process_group(group)
+    # What DTensor worked out for a mesh of as many ranks names the groups of that mesh.
+    _clear_sharding_prop_cache()
     gc.collect()

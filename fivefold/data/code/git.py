@@ -4,6 +4,8 @@ One process answers for all contents (`cat-file --batch`), one for the whole his
 with blob ids), so that a history of thousands of changes takes seconds. Nothing is checked out and
 nothing written; bare repositories do as well.
 
+Names and messages that are no UTF-8 come with their odd bytes escaped, as in `caf\\xe9.py`.
+
 Surprise: a merge has no diff by default. Against its first parent it is what the pull request
 brought, which is what we are after.
 """
@@ -107,7 +109,7 @@ class GitRepository:
         """Return the files of a commit, in the order of their paths' bytes."""
         listed = self._run("ls-tree", "-r", "-l", "-z", "--full-tree", commit)
         files = []
-        for line in listed.decode("utf-8", errors="surrogateescape").split("\0")[:-1]:
+        for line in listed.decode("utf-8", errors="backslashreplace").split("\0")[:-1]:
             facts, path = line.split("\t", 1)
             mode, _, blob, size = facts.split()
             files.append(TreeFile(path, mode, blob, int(size) if size.isdigit() else 0))
@@ -127,7 +129,7 @@ class GitRepository:
             f"--max-count={limit}",
             f"--format=tformat:{_FORMAT}",
             "HEAD",
-        ).decode("utf-8", errors="surrogateescape")
+        ).decode("utf-8", errors="backslashreplace")
         for entry in log.split("\x01")[1:]:
             head, _, raw = entry.partition("\x03")
             commit, parents, author, email, date, message = head.split("\x02", 5)

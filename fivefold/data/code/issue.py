@@ -15,6 +15,7 @@ Each change that is looked at is kept or dropped for a reason, `issue.REASON`.
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from functools import cached_property
 from random import Random
 
@@ -161,7 +162,7 @@ class IssueMiner:
             return "small_change"
         if lines > config.max_changed_lines:
             return "large_change"
-        if issue.created and issue.created > change.date:
+        if issue.created and _moment(issue.created) > _moment(change.date):
             return "created_after"
         text = f"{issue.title}\n{issue.body}"
         if len(text.split()) < config.min_words and not _EVIDENCE.search(issue.body):
@@ -283,6 +284,12 @@ class IssueMiner:
 
 def _blobs(file: FileChange) -> tuple[str, str]:
     return file.old_blob, file.new_blob
+
+
+def _moment(date: str) -> datetime:
+    """Return the time that an ISO 8601 date names; in UTC where it names no zone."""
+    moment = datetime.fromisoformat(date)
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 
 def _is_source(path: str) -> bool:

@@ -8,6 +8,7 @@ again. One task for each file of documents.
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from datatrove.pipeline.base import PipelineStep
 
 from fivefold.artifact import atomic_write
 from fivefold.data.code.backoff import (
+    CodeScore,
     Labelled,
     choose_labels,
     load_backoff,
@@ -25,14 +27,12 @@ from fivefold.data.code.backoff import (
 from fivefold.data.code.config import CodeClassifierConfig, SamplingConfig, TierConfig
 from fivefold.data.code.quality import TierEdges, rule_score, tier_edges, tier_epochs
 from fivefold.data.code.sampling import copies, language_weights, tiered_sizes
-from fivefold.data.curate.classify_step import score_file
-from fivefold.data.curate.step import JudgeStep, time_limit
+from fivefold.data.curate.classify_step import score_file, score_or_trace, take_score
+from fivefold.data.curate.step import JudgeStep
 from fivefold.data.curate.verdict import Verdict
-from fivefold.data.document import read_documents
+from fivefold.data.document import Document, read_documents
 
-_FAILED = -1.0
-"""Score of a file on which scoring failed; `AssignTiers` quarantines it."""
-_COLUMNS = ("id", "quality", "language", "characters")
+_COLUMNS = ("id", "quality", "trace", "language", "characters")
 
 
 class ScoreCode(PipelineStep):
@@ -65,21 +65,22 @@ class ScoreCode(PipelineStep):
         learned = load_backoff(*self.classifiers) if self.classifiers else None
         rows = []
         for document in read_documents(Path(self.documents[rank])):
-            try:
-                with time_limit(self.page_seconds):
-                    score = rule_score(document.text, document.lang)
-                    if learned:
-                        score = mean_score(score, learned(document.text, document.lang))
-            # `AssignTiers` quarantines it, so that the file is in the accounts.
-            except Exception:  # noqa: BLE001
-                score = _FAILED
-            rows.append((document.id, np.float32(score), document.lang, len(document.text)))
+            score, trace = score_or_trace(partial(_score, document, learned), self.page_seconds)
+            facts = document.lang, len(document.text)
+            rows.append((document.id, np.float32(score), trace, *facts))
         columns = {name: [row[i] for row in rows] for i, name in enumerate(_COLUMNS)}
-        types = (arrow.string(), arrow.float32(), arrow.string(), arrow.int64())
+        text = arrow.string()
+        types = (text, arrow.float32(), text, text, arrow.int64())
         table = arrow.table(columns, schema=arrow.schema(list(zip(_COLUMNS, types, strict=True))))
-        with atomic_write(score_file(Path(self.out), Path(self.documents[rank]))) as partial:
-            parquet.write_table(table, partial, compression="zstd")
+        with atomic_write(score_file(Path(self.out), Path(self.documents[rank]))) as file:
+            parquet.write_table(table, file, compression="zstd")
         yield from ()
+
+
+def _score(document: Document, learned: CodeScore | None) -> float:
+    """Return the rule's score of a file, or the mean with the classifiers'."""
+    score = rule_score(document.text, document.lang)
+    return mean_score(score, learned(document.text, document.lang)) if learned else score
 
 
 class LearnQuality(PipelineStep):
@@ -175,8 +176,7 @@ class AssignTiers(JudgeStep):
         return self._judge
 
     def _judge(self, page: Page) -> Verdict:
-        score = page.metadata.pop("score")
-        assert score >= 0, "scoring failed on this file"
+        score = take_score(page)
         tier = self.plan.edges[page.metadata["lang"]].tier(score)
         page.metadata["meta"] |= {"quality": round(score, 4), "tier": tier}
         return Verdict(page.text, "" if self.plan.epochs[tier] else f"tier.{tier}")

@@ -85,7 +85,7 @@ class Account:
         self.characters_out += len(verdict.text)
         for edit in verdict.edits:
             self.edits[edit.reason] += 1
-            self.edited_characters[edit.reason] += len(edit.removed)
+            self.edited_characters[edit.reason] += edit.end - edit.begin
             self._sample(edit.reason, document_id, url, edit.removed, 0, len(edit.removed))
 
     def quarantine(self, document_id: str, url: str, error: Exception) -> None:
@@ -195,6 +195,6 @@ def check_chain(accounts: Iterable[tuple[str, Account]], max_quarantined: float)
             expected=f"at most {max_quarantined:.2%} of {total} documents to fail",
             found=f"{len(poisoned)}, the first at step `{name}`, document {first['id']} "
             f"({first['url']}): {first['trace'].strip().splitlines()[-1].rstrip('.')}",
-            fix="Read the traces in the steps' accounts, correct or leave out that input, or raise "
-            "`max_quarantined`",
+            fix="Read the traces with `fivefold data inspect OUT --dropped-by quarantined`, correct "
+            "or leave out that input, or raise `max_quarantined`",
         )

@@ -153,7 +153,8 @@ def _read_json(text: str) -> list[Any]:
     try:
         return [json.loads(text)]
     except json.JSONDecodeError:
-        return [json.loads(line) for line in text.splitlines() if line.strip()]
+        # `splitlines` would also cut at U+2028, which may stand in a JSON string.
+        return [json.loads(line) for line in text.split("\n") if line.strip()]
 
 
 def _read_csv(text: str, delimiter: str) -> Iterable[dict[str, Any]]:

@@ -2,10 +2,13 @@
 
 One task for each file of documents. A score is written once, as float32 beside the document's id
 in a Parquet file of the same name and order; another threshold reads the scores again and asks no
-model.
+model. Where the model failed on a document its trace lies there instead, and the document is
+quarantined with it as soon as the score is needed.
 """
 
+import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,10 +22,49 @@ from fivefold.data.curate.config import QualityClassifierConfig
 from fivefold.data.curate.step import JudgeStep, document_to_page, time_limit
 from fivefold.data.curate.verdict import Verdict
 from fivefold.data.document import Document, read_documents
-from fivefold.errors import CorruptFileError
+from fivefold.errors import CorruptFileError, FivefoldError
 
 FAILED = -1.0
 """Score of a document on which the model failed; no probability is below 0."""
+
+
+class UnscoredError(Exception):
+    """A document has no score; says where the model failed on it."""
+
+
+def trace_of(error: Exception) -> str:
+    """Return where a model failed on a document, for the column `trace` of a file of scores."""
+    return "".join(traceback.format_exception(error, limit=-6))
+
+
+def score_or_trace(score: Callable[[], float], page_seconds: float) -> tuple[float, str]:
+    """Return a score and no trace, or FAILED and the trace of where the model failed.
+
+    Raises:
+        FivefoldError: as the model does; no document is to blame.
+    """
+    try:
+        with time_limit(page_seconds):
+            value = score()
+            assert value == value, "the model gave no number"
+    except FivefoldError:
+        raise
+    # Whoever needs the score quarantines the document, so that it is in the accounts.
+    except Exception as error:  # noqa: BLE001
+        return FAILED, trace_of(error)
+    return value, ""
+
+
+def take_score(page: Page) -> float:
+    """Take off a page the score that `ReadScored` gave it.
+
+    Raises:
+        UnscoredError: the model failed on it.
+    """
+    score, trace = page.metadata.pop("score"), page.metadata.pop("trace")
+    if trace:
+        raise UnscoredError(trace)
+    return score
 
 
 def score_file(folder: Path, documents: Path) -> Path:
@@ -36,6 +78,27 @@ def read_scores(path: Path) -> tuple[list[str], NDArray[np.float32]]:
 
     table = parquet.read_table(path)
     return table["id"].to_pylist(), table["quality"].to_numpy()
+
+
+def read_traces(path: Path) -> list[str]:
+    """Return where the model failed on each document; empty where it did not."""
+    import pyarrow.parquet as parquet
+
+    return parquet.read_table(path, columns=["trace"])["trace"].to_pylist()
+
+
+def write_scores(path: Path, rows: Sequence[tuple[str, float, str]]) -> None:
+    """Write id, score and trace of each document."""
+    import pyarrow as arrow
+    import pyarrow.parquet as parquet
+
+    columns = {
+        "id": arrow.array([name for name, _, _ in rows], arrow.string()),
+        "quality": np.array([score for _, score, _ in rows], np.float32),
+        "trace": arrow.array([trace for _, _, trace in rows], arrow.string()),
+    }
+    with atomic_write(path) as file:
+        parquet.write_table(arrow.table(columns), file, compression="zstd")
 
 
 class ScoreDocuments(PipelineStep):
@@ -67,22 +130,12 @@ class ScoreDocuments(PipelineStep):
         self, data: Iterable[Page] | None = None, rank: int = 0, world_size: int = 1
     ) -> Iterator[Page]:
         """Score the file number `rank`; nothing goes on from here."""
-        import pyarrow as arrow
-        import pyarrow.parquet as parquet
-
-        score = self.prepare()
-        ids, scores = [], []
-        for document in read_documents(Path(self.documents[rank])):
-            ids.append(document.id)
-            try:
-                with time_limit(self.page_seconds):
-                    scores.append(score(document))
-            # `DropLowScores` quarantines it, so that the document is in the accounts.
-            except Exception:  # noqa: BLE001
-                scores.append(FAILED)
-        columns = {"id": arrow.array(ids, arrow.string()), "quality": np.array(scores, np.float32)}
-        with atomic_write(score_file(Path(self.out), Path(self.documents[rank]))) as partial:
-            parquet.write_table(arrow.table(columns), partial, compression="zstd")
+        score, file = self.prepare(), Path(self.documents[rank])
+        rows = [
+            (one.id, *score_or_trace(partial(score, one), self.page_seconds))
+            for one in read_documents(file)
+        ]
+        write_scores(score_file(Path(self.out), file), rows)
         yield from ()
 
 
@@ -107,8 +160,10 @@ class ReadScored(PipelineStep):
             CorruptFileError: scores and documents are not of the same run.
         """
         path = Path(self.documents[rank])
-        ids, scores = read_scores(score_file(Path(self.scores), path))
-        for name, score, document in zip(ids, scores.tolist(), read_documents(path), strict=True):
+        side = score_file(Path(self.scores), path)
+        ids, scores = read_scores(side)
+        rows = zip(ids, scores.tolist(), read_traces(side), read_documents(path), strict=True)
+        for name, score, trace, document in rows:
             if name != document.id:
                 raise CorruptFileError(
                     expected=f"the score of document {document.id} of `{path}`",
@@ -116,7 +171,7 @@ class ReadScored(PipelineStep):
                     fix=f"Remove `{self.scores}` and run again",
                 )
             page = document_to_page(document)
-            page.metadata["score"] = score
+            page.metadata |= {"score": score, "trace": trace}
             yield page
 
 
@@ -133,7 +188,6 @@ class DropLowScores(JudgeStep):
         return self._judge
 
     def _judge(self, page: Page) -> Verdict:
-        score = page.metadata.pop("score")
-        assert score >= 0, "the classifier failed on this document"
+        score = take_score(page)
         page.metadata["meta"]["quality"] = round(score, 4)
         return Verdict(page.text, "" if score >= self.threshold else "classifier.low_score")

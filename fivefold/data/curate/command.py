@@ -120,7 +120,8 @@ def run_curation(
     )
     curated = recipe.run(shards, config, out, _stages_on(console))
     _publish(curated.documents, out / "documents")
-    curation_page(out / "page", curated.accounts, curated.summary)
+    tiers = read_json(out / "tiers.json") or {}
+    curation_page(out / "page", curated.accounts, curated.summary, tiers)
     show_stats(out, console)
     if curated.threshold is not None:
         console.out(f"the classifier's least score: {curated.threshold:.4g}", highlight=False)

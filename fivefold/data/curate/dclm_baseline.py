@@ -19,13 +19,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 import xxhash
 
-from fivefold.artifact import write_json
 from fivefold.config import Config
 from fivefold.data.curate.account import Account, check_chain
 from fivefold.data.curate.classifier import score_threshold
 from fivefold.data.curate.config import CurateConfig, PageConfig, QualityClassifierConfig
 from fivefold.data.curate.decontaminate import decontamination_parts
-from fivefold.data.curate.run import CurationRun, name_folders
+from fivefold.data.curate.run import CurationRun, name_folders, remove_results, write_results
 from fivefold.data.curate.shard import Shard
 from fivefold.errors import MissingFileError, StorageError
 from fivefold.stage import Track
@@ -71,6 +70,7 @@ def run_dclm_baseline(
     """
     from fivefold.data.curate.summary import read_summary
 
+    remove_results(out)
     run = CurationRun(stage_folders(shards, config, out), config, track)
     documents = curate_pages(run, shards, config)
     last, tasks, threshold = "dedup", 1, None
@@ -80,10 +80,9 @@ def run_dclm_baseline(
         threshold = _score(run, documents, config.classifier, config.page_seconds)
         documents = _select(run, documents, threshold, config.page_seconds)
         last, tasks = "select", len(documents)
-    check_chain(list(run.accounts.items()), config.max_quarantined)
     summary = read_summary(run.folders[last] / "summary", tasks)
-    write_json(out / "accounts.json", {name: one.to_json() for name, one in run.accounts.items()})
-    write_json(out / "summary.json", summary.to_json())
+    write_results(out, run.accounts, summary)
+    check_chain(list(run.accounts.items()), config.max_quarantined)
     return Curated(documents, run.accounts, summary, run.empty_shards("extract"), threshold)
 
 

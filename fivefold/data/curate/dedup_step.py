@@ -219,10 +219,19 @@ class DropDuplicates(JudgeStep):
         """See `JudgeStep`; without a config there is no Bloom rule."""
         super().__init__("duplicates", accounts, page_seconds)
         self.config = config
+        self._paragraphs: ParagraphDedup | None = None
+
+    def run(
+        self, data: Iterable[Page] | None = None, rank: int = 0, world_size: int = 1
+    ) -> Iterator[Page]:
+        """Yield the documents that stay; say at the end if the filter was too small."""
+        yield from super().run(data, rank, world_size)
+        if self._paragraphs:
+            self._paragraphs.warn_if_full()
 
     def prepare(self) -> Callable[[Page], Verdict]:
         """Begin with an empty filter."""
-        paragraphs = ParagraphDedup(self.config) if self.config else None
+        paragraphs = self._paragraphs = ParagraphDedup(self.config) if self.config else None
 
         def judge_page(page: Page) -> Verdict:
             decision = page.metadata.pop("decision")

@@ -132,10 +132,21 @@ def _strip(lines: list[_Line]) -> list[_Line]:
     while last > first and not lines[last - 1].text.strip():
         last -= 1
     lines = lines[first:last]
-    for index, strip in ((0, str.lstrip), (-1, str.rstrip)):
-        if lines and (text := strip(lines[index].text)) != lines[index].text:
-            lines[index] = _Line(text, lines[index].begin, lines[index].end)
+    if lines and (gone := len(lines[0].text) - len(lines[0].text.lstrip())):
+        lines[0] = _cut_line(lines[0], 0, gone)
+    if lines and (size := len(lines[-1].text.rstrip())) < len(lines[-1].text):
+        lines[-1] = _cut_line(lines[-1], size, len(lines[-1].text))
     return lines
+
+
+def _cut_line(line: _Line, begin: int, end: int) -> _Line:
+    """Cut a part out of a line's text; the line's place is that of what is left."""
+    size = len(line.text)
+    return _Line(
+        line.text[:begin] + line.text[end:],
+        line.begin + (0 if begin else end),
+        line.end - (0 if end < size else size - begin),
+    )
 
 
 def _is_capitals(line: str, config: LineEditConfig) -> bool:
@@ -170,8 +181,13 @@ def _cut_phrase(
         if len(line.text.split()) > config.phrase_line_words or not pattern.search(line.text):
             left.append(line)
             continue
-        edits.append(Edit(f"edit.{name}", line.begin, line.end, line.text))
-        shorter = pattern.sub("", line.text)
-        if shorter.strip():
-            left.append(_Line(shorter, line.begin, line.end))
+        # From the end: so what comes before a phrase is where it was.
+        for match in reversed(list(pattern.finditer(line.text))):
+            begin, end = match.span()
+            is_last = end == len(line.text)
+            place = line.end - (end - begin) if is_last else line.begin + begin
+            edits.append(Edit(f"edit.{name}", place, place + end - begin, match.group()))
+            line = _cut_line(line, begin, end)
+        if line.text.strip():
+            left.append(line)
     return left

@@ -1,6 +1,7 @@
 """Blocks of the report that show what curation did: funnel, reasons, languages, dropped samples."""
 
 from collections.abc import Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,13 +14,35 @@ if TYPE_CHECKING:
 EDITS = " (edits)"
 """What follows a reason in tables where it did not cost the document."""
 _SAMPLES_PER_REASON = 2
-_MOST_LANGUAGES = 20
+_MOST_LANGUAGES, _MOST_SOURCES = 20, 20
+_BESIDE = ("issues", "issue_benchmarks")
+"""Steps that no file of the recipe goes through: they judge sequences of their own."""
 
 
-def curation_page(folder: Path, accounts: Mapping[str, Account], summary: "Summary") -> None:
-    """Write the blocks of a finished run of one recipe into `folder`."""
-    recipe_blocks(folder, accounts)
-    corpus_blocks(folder, summary, {})
+def curation_page(
+    folder: Path,
+    accounts: Mapping[str, Account],
+    summary: "Summary",
+    tiers: Mapping[str, Mapping[str, float]],
+) -> None:
+    """Write the blocks of a finished run of one recipe into `folder`; `tiers` as in `tiers.json`.
+
+    A recipe whose steps do not each read what the one before left is no chain.
+    """
+    steps = [one for name, one in accounts.items() if name not in _BESIDE]
+    is_chain = all(one.documents_out == after.documents_in for one, after in pairwise(steps))
+    recipe_blocks(folder, accounts, is_chain=is_chain)
+    corpus_blocks(folder, summary, tiers)
+    write_block(
+        folder,
+        "10_sources",
+        "bars",
+        "Sources",
+        "Documents that stayed, by source.",
+        x_label="source",
+        y_label="documents",
+        bars=_bars(list(summary.to_json()["sources"].items())[:_MOST_SOURCES]),
+    )
 
 
 def recipe_blocks(
@@ -36,7 +59,8 @@ def recipe_blocks(
     """
     first = next(iter(accounts.values()))
     title, suffix = (f"{recipe}: ", f"_{recipe}") if recipe else ("", "")
-    steps = {name if not is_chain else f"after {name}": a for name, a in accounts.items()}
+    whole = {name: one for name, one in accounts.items() if name not in _BESIDE}
+    steps = {name if not is_chain else f"after {name}": one for name, one in whole.items()}
     write_block(
         folder,
         f"0{number}1_funnel{suffix}",

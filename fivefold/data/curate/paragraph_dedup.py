@@ -10,6 +10,7 @@ The first copy wins, so the result depends on the order of pages; the pipeline r
 order of their ids. Surprise: paragraphs that stay teach the filter even when the page then goes.
 """
 
+import logging
 import re
 
 import numpy as np
@@ -21,6 +22,10 @@ from fivefold.data.curate.grams import Grams
 from fivefold.data.curate.lexicon import Hashes, segment_lexicon
 from fivefold.data.curate.verdict import Edit, Verdict
 
+logger = logging.getLogger(__name__)
+
+_FULL = 0.55
+"""Share of set bits; it is about one half when all expected n-grams are in."""
 Groups = list[Hashes]
 """The n-grams of each paragraph."""
 
@@ -45,6 +50,17 @@ class ParagraphDedup:
         if not is_gone.any():
             return Verdict(text)
         return _without(text, is_gone)
+
+    def warn_if_full(self) -> None:
+        """Say so where more was seen than the filter has room for, and new text looks known."""
+        share = self.filter.fill_share()
+        if share > _FULL:
+            logger.warning(
+                "%.0f%% of the Bloom filter is set: it holds more than %s n-grams, and drops new "
+                "text as repeated; raise `bloom.expected_ngrams` and run again",
+                100 * share,
+                f"{self.config.expected_ngrams:,}",
+            )
 
     def _look_up_and_learn(self, groups: Groups) -> NDArray[np.int64]:
         """Return how many n-grams of each paragraph were known; add those of paragraphs that stay.

@@ -1,21 +1,23 @@
 """Shards to raw pages: bytes with an address, before anything is known of their text.
 
 Documents (rows of JSON lines or Parquet) are texts already and come as such. What is not read (a
-page beyond the size limit, an image in a WARC) is still yielded, with the reason, so that the
-accounts hold it.
+page beyond the size limit, an image in a WARC, a row without a text) is still yielded, with the
+reason, so that the accounts hold it.
 """
 
+import gzip
 import logging
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from fivefold.data.archive import read_members
+from fivefold.data.archive import corrupt_archive, read_members
 from fivefold.data.curate.config import ExtractConfig
 from fivefold.data.curate.shard import Shard, page_form
 from fivefold.data.curate.warc import read_warc
 from fivefold.data.curate.web_page import PageForm, extract_page
-from fivefold.data.document import Document, document_id, read_documents
+from fivefold.data.document import Document, document_id, read_rows
 from fivefold.data.extract import extract_texts
 from fivefold.errors import CorruptFileError, StorageError
 
@@ -46,7 +48,8 @@ def read_shard(shard: Shard, config: ExtractConfig) -> Iterator[RawPage | Docume
         StorageError: it cannot be read.
     """
     if shard.kind == "rows":
-        yield from read_documents(shard.path, shard.source)
+        for number, row in read_rows(shard.path, shard.source):
+            yield _bad_row(shard, number) if isinstance(row, CorruptFileError) else row
     elif shard.kind == "table":
         yield from _read_table(shard)
     elif shard.kind == "warc":
@@ -97,6 +100,11 @@ def _read_page(shard: Shard, config: ExtractConfig) -> Iterator[RawPage | Docume
             found=str(error.strerror),
             fix="Correct the file's permissions, or leave it out of the sources",
         ) from error
+    if shard.path.suffix.lower() == ".gz":
+        try:
+            content = gzip.decompress(content)
+        except (OSError, EOFError, zlib.error) as error:
+            raise corrupt_archive(shard.path, str(error)) from error
     yield from _pages(shard, shard.name, content, shard.form, config)
 
 
@@ -128,7 +136,11 @@ def _read_warc(shard: Shard, config: ExtractConfig) -> Iterator[RawPage]:
             yield page
 
 
-def _read_table(shard: Shard) -> Iterator[Document]:
+def _bad_row(shard: Shard, number: int) -> RawPage:
+    return RawPage(f"{shard.name}#{number}", b"", refusal="extract.bad_row")
+
+
+def _read_table(shard: Shard) -> Iterator[RawPage | Document]:
     """Read the columns `text`, `id`, `url`, `source` and `lang` or `language` of a Parquet file."""
     import pyarrow
     import pyarrow.parquet as parquet
@@ -146,7 +158,8 @@ def _read_table(shard: Shard) -> Iterator[Document]:
             )
             for number, row in enumerate(rows, start=1):
                 if not isinstance(row["text"], str):
-                    raise _bad_table(shard.path, f"no text in row {number}")
+                    yield _bad_row(shard, number)
+                    continue
                 source = str(row.get("source") or shard.source)
                 url = str(row.get("url") or f"{shard.name}#{number}")
                 yield Document(

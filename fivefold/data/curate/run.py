@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import xxhash
 
-from fivefold.artifact import read_json
+from fivefold.artifact import read_json, remove, write_json
 from fivefold.config import Config, hash_config
 from fivefold.data.curate.account import Account, read_accounts
 from fivefold.data.curate.config import BloomConfig, EngineConfig, MinHashConfig
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from datatrove.pipeline.base import PipelineStep
 
     from fivefold.data.curate.step import JudgeStep
+    from fivefold.data.curate.summary import Summary
 
 logger = logging.getLogger(__name__)
 
@@ -157,6 +158,18 @@ class CurationRun:
         self.execute("decontaminate", steps, len(files))
         self.enter("decontaminate", [judge.name for judge in judges], len(files))
         return sorted((folder / "documents").glob("*.jsonl.zst"))
+
+
+def remove_results(out: Path) -> None:
+    """Remove what an earlier run says of itself, which would be taken for this one's."""
+    for name in ("accounts.json", "summary.json", "tiers.json"):
+        remove(out / name)
+
+
+def write_results(out: Path, accounts: Mapping[str, Account], summary: "Summary") -> None:
+    """Write `accounts.json` and `summary.json`; before a check, so that they show why it fails."""
+    write_json(out / "accounts.json", {name: one.to_json() for name, one in accounts.items()})
+    write_json(out / "summary.json", summary.to_json())
 
 
 def name_folders(

@@ -1,12 +1,14 @@
 """What goes into curation: the files behind paths and catalogue names, each with a way to read it.
 
 A shard is one file: a WARC, a package archive, rows (JSON lines, Parquet) or a page (HTML, plain
-text). A directory stands for every such file below it. The order of shards is that of their
+text), gzipped or not. A directory stands for every such file below it. The order of shards is that of their
 sources and names, whatever the file system says. A shard is the smallest share of work: crawls come
 as many files; a single huge one should be split.
 """
 
+import logging
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +19,8 @@ from fivefold.data.curate.web_page import PageForm
 from fivefold.data.download import Tools, cache_directory, fetch_archive
 from fivefold.data.source import CATALOGUE, Source, stdlib_directory
 from fivefold.errors import ConfigError, MissingFileError
+
+logger = logging.getLogger(__name__)
 
 Kind = Literal["warc", "archive", "rows", "table", "page"]
 """How a shard holds pages."""
@@ -42,8 +46,15 @@ _KINDS: dict[str, Kind] = {
     ".txt": "page",
     ".md": "page",
     ".pdf": "page",
+    ".html.gz": "page",
+    ".htm.gz": "page",
+    ".xhtml.gz": "page",
+    ".txt.gz": "page",
+    ".md.gz": "page",
+    ".pdf.gz": "page",
 }
 READABLE = ", ".join(_KINDS)
+_SHOWN_ENDINGS = 8
 _PAGES = r".*\.(?:x?html?|txt|md|pdf)(?:\.gz)?"
 
 
@@ -129,17 +140,24 @@ def page_form(name: str, default: PageForm = "html") -> PageForm:
 
 
 def _directory(root: Path, source: str) -> list[Shard]:
-    shards = []
-    for path in root.rglob("*"):
-        kind = shard_kind(path.name)
-        if kind and path.is_file():
+    shards: list[Shard] = []
+    others: Counter[str] = Counter()
+    for path in filter(Path.is_file, root.rglob("*")):
+        if kind := shard_kind(path.name):
             name = path.relative_to(root).as_posix()
             shards.append(Shard(path, source, name, kind, page_form(name)))
+        else:
+            others["".join(path.suffixes[-2 if path.suffix == ".gz" else -1 :]) or "none"] += 1
+    shown = ", ".join(f"{count:,} {ending}" for ending, count in others.most_common(_SHOWN_ENDINGS))
     if not shards:
         raise ConfigError(
             expected=f"files that end in {READABLE} below `{root}`",
-            found="none",
-            fix="Choose another directory",
+            found=f"none, and {others.total():,} others by ending: {shown}" if others else "none",
+            fix="Choose another directory, or convert them to JSON lines",
+        )
+    if others:
+        logger.info(
+            "%s files below `%s` not read, by ending: %s", f"{others.total():,}", root, shown
         )
     return shards
 

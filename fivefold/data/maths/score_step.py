@@ -4,7 +4,7 @@
 the small scorer and measures it on other documents; `ScoreMaths` gives every document its score and
 writes those of its parts beside it, so that a document can be cut to its best part later;
 `AssignTiers` applies thresholds over all scores. A part on which the scorer fails has NaN, is
-counted, and is nobody's 0.
+counted, and is nobody's 0; a document without any mark is quarantined.
 """
 
 import logging
@@ -22,7 +22,13 @@ from numpy.typing import NDArray
 
 from fivefold.artifact import atomic_write, read_json, write_json
 from fivefold.data.curate.classifier import is_heldout, score_threshold
-from fivefold.data.curate.classify_step import read_scores, score_file
+from fivefold.data.curate.classify_step import (
+    read_scores,
+    score_file,
+    take_score,
+    trace_of,
+    write_scores,
+)
 from fivefold.data.curate.step import JudgeStep, time_limit
 from fivefold.data.curate.verdict import Verdict
 from fivefold.data.document import Document, read_documents
@@ -75,7 +81,7 @@ class LabelParts(PipelineStep):
             (document.id, part)
             for document in read_documents(file)
             if is_labelled(document.id, self.share)
-            for part in mark_parts(document, scorer, self.chunks, self.page_seconds)
+            for part in mark_parts(document, scorer, self.chunks, self.page_seconds)[0]
         ]
         _write_parts(score_file(Path(self.out), file), rows)
         yield from ()
@@ -88,8 +94,10 @@ def is_labelled(document_id: str, share: float) -> bool:
 
 def mark_parts(
     document: Document, scorer: Scorer, config: ChunkConfig, page_seconds: float
-) -> list[Part]:
-    """Return the scored parts of a document; one part without a mark where the scorer broke.
+) -> tuple[list[Part], str]:
+    """Return the scored parts of a document, and why none of them has a mark.
+
+    One part without a mark where the scorer broke; no reason where there is a mark.
 
     Raises:
         RefusedError, ConfigError: a mistake of the user's, not of the document's.
@@ -97,13 +105,15 @@ def mark_parts(
     title = str(document.meta.get("title") or "")
     try:
         with time_limit(page_seconds):
-            return score_parts(document.text, title, scorer, config)
+            parts = score_parts(document.text, title, scorer, config)
     except FivefoldError:
         raise
     # One document does not stop the others; it is counted among the failures.
     except Exception as error:  # noqa: BLE001
         logger.warning("no mark for document %s: %s", document.id, error)
-        return [Part(0, len(document.text))]
+        return [Part(0, len(document.text))], trace_of(error)
+    is_marked = any(part.score == part.score for part in parts)
+    return parts, "" if is_marked else f"{len(parts)} parts, and the scorer gave none a mark"
 
 
 def _write_parts(path: Path, rows: Sequence[tuple[str, Part]]) -> None:
@@ -236,21 +246,15 @@ class ScoreMaths(PipelineStep):
         self, data: Iterable[Page] | None = None, rank: int = 0, world_size: int = 1
     ) -> Iterator[Page]:
         """Score the file number `rank`; nothing goes on from here."""
-        import pyarrow as arrow
-        import pyarrow.parquet as parquet
-
         scorer, file = self._open(), Path(self.documents[rank])
         rows: list[tuple[str, Part]] = []
-        ids, scores = [], []
+        scores: list[tuple[str, float, str]] = []
         for document in read_documents(file):
-            parts = mark_parts(document, scorer, self.chunks, self.page_seconds)
+            parts, trace = mark_parts(document, scorer, self.chunks, self.page_seconds)
             rows += [(document.id, part) for part in parts]
-            ids.append(document.id)
-            scores.append(join_parts(parts, self.chunks))
+            scores.append((document.id, join_parts(parts, self.chunks), trace))
         _write_parts(score_file(Path(self.out) / "parts", file), rows)
-        columns = {"id": arrow.array(ids, arrow.string()), "quality": np.array(scores, np.float32)}
-        with atomic_write(score_file(Path(self.out), file)) as partial:
-            parquet.write_table(arrow.table(columns), partial, compression="zstd")
+        write_scores(score_file(Path(self.out), file), scores)
         yield from ()
 
     def _open(self) -> Scorer:
@@ -304,9 +308,7 @@ class AssignTiers(JudgeStep):
         return self._judge
 
     def _judge(self, page: Page) -> Verdict:
-        score = page.metadata.pop("score")
-        if math.isnan(score):
-            return Verdict(page.text, "tier.unscored")
+        score = take_score(page)
         tier = self.edges.tier(score)
         if not tier:
             return Verdict(page.text, "tier.low_score")

@@ -67,8 +67,14 @@ def calibration_error(
 
 
 def quantiles_of(scores: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the scores below which 0, 1/1000, ... of them lie."""
-    return np.quantile(scores, np.linspace(0, 1, QUANTILES + 1))
+    """Return the scores below which 0, 1/1000, ... of them lie.
+
+    NaN is no score and does not count; without any score every quantile is NaN.
+    """
+    known = scores[~np.isnan(scores)]
+    if not len(known):
+        return np.full(QUANTILES + 1, np.nan)
+    return np.quantile(known, np.linspace(0, 1, QUANTILES + 1))
 
 
 def percentiles(scores: NDArray[np.float64], quantiles: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -178,13 +178,14 @@ def web_stage_folders(
     model = config.classifier
     embedding, knowledge = config.embedding, config.knowledge
     given = [digest_classifier(one.model) if one else None for one in (embedding, knowledge)]
+    is_learned = [one is not None and not one.model for one in (embedding, knowledge)]
     quantiles = digest_file(config.quantiles)
     parts = {
         **page_parts(config),
         "learn_quality": [config.training, config.head.max_documents, reference],
         "score": [model and (model.label, digest_file(model.model))],
         "label": [knowledge and knowledge.label, config.most_embedded, quantiles],
-        "learn": [config.embed, config.head, reference],
+        "learn": [config.embed, config.head, reference, is_learned],
         "assess": [given, embedding is None, knowledge is None],
         "tier": [embedding, knowledge, [tier.model_dump() for tier in config.tiers], quantiles],
         "select": [],

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fivefold.artifact import read_json
-from fivefold.data.curate.classify_step import read_scores, score_file
+from fivefold.data.curate.classify_step import read_scores, read_traces, score_file
 from fivefold.data.web.calibrate import QUANTILES, percentiles_by_group, quantiles_of
 from fivefold.data.web.config import WebConfig
 from fivefold.data.web.sample import half_of
@@ -20,6 +20,8 @@ class Quality:
     """What the fastText classifier says of all documents, in their order."""
 
     ids: list[str]
+    traces: list[str]
+    """Where it failed on a document; empty where it did not."""
     scores: NDArray[np.float64]
     """Below 0: the classifier failed on this document."""
     percentiles: NDArray[np.float64]
@@ -35,10 +37,12 @@ def read_quality(documents: Sequence[Path], scores: Path, config: WebConfig) -> 
         CorruptFileError: `config.quantiles` holds none.
     """
     ids: list[str] = []
+    traces: list[str] = []
     parts = []
     for file in documents:
         names, values = read_scores(score_file(scores, file))
         ids += names
+        traces += read_traces(score_file(scores, file))
         parts.append(values.astype(np.float64))
     values = np.concatenate(parts) if parts else np.zeros(0)
     known = np.where(values >= 0, values, np.nan)
@@ -48,7 +52,8 @@ def read_quality(documents: Sequence[Path], scores: Path, config: WebConfig) -> 
     else:
         count = 1 if config.classifier else int(halves.max(initial=0)) + 1
         quantiles = [quantiles_of(known[halves == group]) for group in range(count)]
-    return Quality(ids, values, percentiles_by_group(known, halves, quantiles), quantiles)
+    ranks = percentiles_by_group(known, halves, quantiles)
+    return Quality(ids, traces, values, ranks, quantiles)
 
 
 def read_quantiles(path: str, name: str) -> list[NDArray[np.float64]]:
@@ -59,7 +64,7 @@ def read_quantiles(path: str, name: str) -> list[NDArray[np.float64]]:
     """
     plan = read_json(Path(path).expanduser())
     found = plan and plan.get("quantiles", {}).get(name)
-    if not found or any(len(one) != QUANTILES + 1 for one in found):
+    if not found or any(len(one) != QUANTILES + 1 or np.isnan(one).any() for one in found):
         raise CorruptFileError(
             expected=f"the quantiles of `{name}` in `{path}`",
             found="none",

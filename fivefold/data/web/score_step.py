@@ -1,8 +1,9 @@
 """Scoring as datatrove steps: one Parquet file of scores for each file of documents.
 
 `ScoreQuality` asks fastText, `ScoreVectors` the classifiers over vectors, of the documents that are
-embedded. A document on which a classifier fails gets a score below 0 and is quarantined where tiers
-are applied. A fault of an endpoint or a factory ends the run instead: it is no fault of a page.
+embedded. A document on which a classifier fails gets a score below 0 and the trace, with which it
+is quarantined where tiers are applied. A fault of an endpoint or a factory ends the run instead: it
+is no fault of a page.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -16,7 +17,13 @@ from numpy.typing import NDArray
 
 from fivefold.artifact import atomic_write
 from fivefold.data.curate.classifier import load_classifier
-from fivefold.data.curate.classify_step import FAILED, ScoreDocuments, read_scores, score_file
+from fivefold.data.curate.classify_step import (
+    FAILED,
+    ScoreDocuments,
+    read_scores,
+    score_file,
+    trace_of,
+)
 from fivefold.data.curate.config import QualityClassifierConfig
 from fivefold.data.curate.step import time_limit
 from fivefold.data.document import Document, read_documents
@@ -27,8 +34,11 @@ from fivefold.errors import FivefoldError
 
 _BATCH = 16
 _SCORES = ("embedding", "knowledge", "knowledge_probability")
-COLUMNS = ("id", "bytes", "site", *_SCORES)
+COLUMNS = ("id", "bytes", "site", *_SCORES, "trace")
 """Columns of the side file; scores are null where a document is not embedded."""
+_Row = tuple[float | None, float | None, float | None, str]
+"""Scores, and the trace of where a classifier failed; empty where none did."""
+_NOT_EMBEDDED: _Row = (None, None, None, "")
 
 
 Models = dict[Kind, VectorClassifier]
@@ -93,28 +103,30 @@ class ScoreVectors(PipelineStep):
             scores = dict(zip((one.id for one in wanted), self._score(wanted, models), strict=True))
             for one in batch:
                 facts = one.id, len(one.text.encode()), site_of(one)
-                rows.append((*facts, *scores.get(one.id, (None, None, None))))
-        types = (arrow.string(), arrow.int64(), arrow.string(), *[arrow.float64()] * len(_SCORES))
+                rows.append((*facts, *scores.get(one.id, _NOT_EMBEDDED)))
+        text, number = arrow.string(), arrow.float64()
+        types = (text, arrow.int64(), text, *[number] * len(_SCORES), text)
         schema = arrow.schema(list(zip(COLUMNS, types, strict=True)))
         columns = {name: [row[place] for row in rows] for place, name in enumerate(COLUMNS)}
         with atomic_write(score_file(Path(self.out), Path(self.documents[rank]))) as partial:
             parquet.write_table(arrow.table(columns, schema=schema), partial, compression="zstd")
         yield from ()
 
-    def _score(self, documents: list[Document], models: Models) -> NDArray[np.float64]:
-        """Return [documents, scores]; FAILED in the rows of documents on which a model failed."""
+    def _score(self, documents: list[Document], models: Models) -> list[_Row]:
+        """Return a row for each document; FAILED and the trace where a model failed on it."""
         if not documents:
-            return np.zeros((0, len(_SCORES)))
+            return []
         try:
             with time_limit(self.page_seconds * len(documents)):
-                return _ask(documents, models)
+                found = _ask(documents, models).tolist()
         except FivefoldError:
             raise
         # One of them is to blame: it alone is marked, for `SelectTiers` to quarantine.
-        except Exception:  # noqa: BLE001
+        except Exception as error:  # noqa: BLE001
             if len(documents) == 1:
-                return np.full((1, len(_SCORES)), FAILED)
-            return np.concatenate([self._score([one], models) for one in documents])
+                return [(FAILED, FAILED, FAILED, trace_of(error))]
+            return [row for one in documents for row in self._score([one], models)]
+        return [(*scores, "") for scores in found]
 
 
 def _ask(documents: list[Document], models: Models) -> NDArray[np.float64]:

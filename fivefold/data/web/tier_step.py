@@ -16,7 +16,7 @@ from datatrove.pipeline.base import PipelineStep
 from numpy.typing import NDArray
 
 from fivefold.artifact import atomic_write, write_json
-from fivefold.data.curate.classify_step import score_file
+from fivefold.data.curate.classify_step import UnscoredError, score_file
 from fivefold.data.curate.step import JudgeStep, document_to_page
 from fivefold.data.curate.verdict import Edit, Verdict
 from fivefold.data.document import read_documents
@@ -80,7 +80,9 @@ class AssignTiers(PipelineStep):
                 fix="Remove both folders and run again",
             )
         columns = {name: _numbers(table, name) for name in _VECTOR_SCORES}
-        is_whole = (quality.scores >= 0) & ~(columns["embedding"] < 0)
+        pairs = zip(quality.traces, table["trace"].to_pylist(), strict=True)
+        traces = [first or second for first, second in pairs]
+        is_whole = np.array([not trace for trace in traces], dtype=np.bool_)
         quantiles = {"quality": quality.quantiles}
         ranks = np.full(len(quality.ids), np.nan)
         known = is_whole & ~np.isnan(columns["embedding"])
@@ -103,7 +105,7 @@ class AssignTiers(PipelineStep):
         )
         choice = choose_tiers(scores, config.tiers, config.embedding, config.knowledge)
         choice = _without_failed(choice, is_whole)
-        self._write(quality, columns, scores, choice)
+        self._write(quality, columns, scores, choice, traces)
         self._write_plan(scores, choice, quantiles)
         yield from ()
 
@@ -113,6 +115,7 @@ class AssignTiers(PipelineStep):
         columns: dict[str, NDArray[np.float64]],
         scores: Scores,
         choice: Choice,
+        traces: list[str],
     ) -> None:
         """Write a file beside each file of documents."""
         import pyarrow as arrow
@@ -131,6 +134,7 @@ class AssignTiers(PipelineStep):
                 "tier": choice.tiers,
                 "epochs": [epochs.get(name, 0.0) for name in choice.tiers],
                 "lifted_by": choice.lifted_by,
+                "trace": traces,
             }
         )
         begin = 0
@@ -225,7 +229,8 @@ class SelectTiers(JudgeStep):
 
     def _judge(self, page: Page) -> Verdict:
         row = page.metadata.pop("decision")
-        assert row["tier"], "a classifier failed on this document"
+        if row["trace"]:
+            raise UnscoredError(row["trace"])
         if not row["epochs"]:
             return Verdict(page.text, f"tier.{row['tier']}")
         page.metadata["meta"] |= {

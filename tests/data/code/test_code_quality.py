@@ -10,6 +10,7 @@ from code_builder import python_text
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fivefold.data.code import score_step
 from fivefold.data.code.backoff import (
     Labelled,
     choose_labels,
@@ -21,7 +22,10 @@ from fivefold.data.code.backoff import (
 from fivefold.data.code.config import CodeClassifierConfig, SamplingConfig, TierConfig
 from fivefold.data.code.quality import rule_score, tier_edges, tier_epochs
 from fivefold.data.code.sampling import copies, language_weights, tiered_sizes
+from fivefold.data.curate.account import read_accounts
+from fivefold.data.curate.classify_step import ReadScored
 from fivefold.data.curate.config import ClassifierTrainingConfig
+from fivefold.data.document import Document, document_writer
 from fivefold.errors import ConfigError, CorruptFileError
 
 SCORES = st.lists(st.tuples(st.sampled_from("ab"), st.floats(0, 1)), min_size=1, max_size=60)
@@ -185,6 +189,40 @@ def test_a_rare_language_is_scored_by_its_family(models: Path):
     text = rare[0].text
     assert score(text, "scala") == score(text, "kotlin") != score(text, "java")
     assert score(text, "no language") == score(text, "swift")
+
+
+def test_a_file_on_which_scoring_fails_is_quarantined_with_the_trace(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def fail(text: str, language: str) -> float:
+        if text == "2":
+            raise ValueError("poisoned")
+        return 0.5
+
+    monkeypatch.setattr(score_step, "rule_score", fail)
+    file, scores = tmp_path / "a.jsonl.zst", tmp_path / "scores"
+    with document_writer(file) as append:
+        for name in "123":
+            append(Document(name, name, "s", name, "python"))
+    list(score_step.ScoreCode([file], scores, 9.0).run())
+    plan = score_step.make_plan([file], scores, TierConfig(), SamplingConfig())
+    judge = score_step.AssignTiers(plan, tmp_path / "accounts", 9.0)
+    assert [page.id for page in judge.run(ReadScored([file], scores).run())] == ["1", "3"]
+    account = read_accounts(tmp_path / "accounts" / "tiers", 1)
+    assert [one["id"] for one in account.quarantined] == ["2"]
+    assert 'raise ValueError("poisoned")' in account.quarantined[0]["trace"]
+
+
+def test_a_mistake_of_the_users_is_no_files_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def refuse(text: str, language: str) -> float:
+        raise ConfigError(expected="a lexer", found="none", fix="Install it")
+
+    monkeypatch.setattr(score_step, "rule_score", refuse)
+    file = tmp_path / "a.jsonl.zst"
+    with document_writer(file) as append:
+        append(Document("1", "1", "s", "1", "python"))
+    with pytest.raises(ConfigError, match="Install it"):
+        list(score_step.ScoreCode([file], tmp_path / "scores", 9.0).run())
 
 
 def test_no_models_are_named(tmp_path: Path):

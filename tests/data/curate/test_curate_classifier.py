@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fivefold.config import validate
+from fivefold.data.curate import classify_step
 from fivefold.data.curate.classifier import (
     area_under_curve,
     load_classifier,
@@ -130,6 +131,39 @@ def test_scores_lie_beside_the_documents_and_go_into_them(
     for one in read_documents(curated.documents[0]):
         assert one.meta["quality"] == pytest.approx(score(one.text), abs=1e-4)
         assert one.meta["quality"] >= (curated.threshold or 0) - 1e-4
+
+
+def test_a_model_that_fails_on_a_page_leaves_its_trace_in_the_quarantine(
+    tmp_path: Path, english: Callable[[int], str], monkeypatch: pytest.MonkeyPatch
+):
+    def fail(text: str) -> float:
+        if text == english(7):
+            raise ValueError("poisoned")
+        return math.nan if text == english(8) else 0.5
+
+    monkeypatch.setattr(classify_step, "load_classifier", lambda model, label: fail)
+    shards, model = write_corpus(tmp_path / "in", english), tmp_path / "model.bin"
+    model.write_bytes(b"any")
+    classifier = QualityClassifierConfig(model=str(model), keep_share=None, min_score=0.1)
+    config = PLAIN.model_copy(update={"classifier": classifier, "max_quarantined": 0.02})
+    account = run_dclm_baseline(shards, config, tmp_path / "out").accounts["quality"]
+    assert account.documents_out == 98
+    traces = {one["url"]: one["trace"] for one in account.quarantined}
+    assert 'raise ValueError("poisoned")' in traces["7"]
+    assert "the model gave no number" in traces["8"]
+
+
+def test_a_mistake_of_the_users_ends_the_run(
+    tmp_path: Path, english: Callable[[int], str], monkeypatch: pytest.MonkeyPatch
+):
+    def refuse(text: str) -> float:
+        raise ConfigError(expected="a model", found="none", fix="Install it")
+
+    monkeypatch.setattr(classify_step, "load_classifier", lambda model, label: refuse)
+    model = tmp_path / "model.bin"
+    model.write_bytes(b"any")
+    with pytest.raises(ConfigError, match="Install it"):
+        run(write_corpus(tmp_path / "in", english), model, tmp_path / "out")
 
 
 def test_another_model_under_the_same_name_is_noticed(

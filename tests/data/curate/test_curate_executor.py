@@ -1,18 +1,21 @@
 """One recipe on three executors: the same bytes, whoever runs its tasks."""
 
 import os
+import signal
 import stat
 import subprocess
 import sys
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
+from datatrove.data import Document as Page
 from datatrove.pipeline.base import PipelineStep
 
 from fivefold.data.curate.cluster import ClusterError
 from fivefold.data.curate.cluster_config import ExecutorConfig
 from fivefold.data.curate.config import ExtractConfig
-from fivefold.data.curate.executor import run_tasks
+from fivefold.data.curate.executor import WorkerError, run_tasks
 from fivefold.data.curate.extract_step import ExtractText, ReadShards, WriteTask
 from fivefold.data.curate.shard import find_shards
 from fivefold.errors import ConfigError
@@ -126,6 +129,39 @@ def test_slurm_without_its_commands_is_named(
         run(pages, tmp_path / "out", SLURM)
     with pytest.raises(ValueError, match="partition"):
         ExecutorConfig(kind="slurm")
+
+
+class DieOnce(PipelineStep):
+    """Kills the process of task 1, as the kernel does where memory is short, if nobody has yet."""
+
+    name = "die"
+    type = "test"
+
+    def __init__(self, sign: Path):
+        super().__init__()
+        self.sign = str(sign)
+
+    def run(
+        self, data: Iterable[Page] | None = None, rank: int = 0, world_size: int = 1
+    ) -> Iterator[Page]:
+        if rank == 1 and not Path(self.sign).exists():
+            Path(self.sign).touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        yield from data or ()
+
+
+@pytest.mark.timeout(60)
+def test_a_killed_worker_is_an_error_that_names_its_task_and_the_run_goes_on(
+    tmp_path: Path, pages: Path
+):
+    expected, out = run(pages, tmp_path / "alone", None, 1), tmp_path / "out"
+    reader, *others = steps(pages, out)
+    dying = [reader, DieOnce(tmp_path / "sign"), *others]
+    with pytest.raises(WorkerError, match=r"`extract`.*tasks (0, )?1\b.*memory.*goes on"):
+        run_tasks("extract", dying, TASKS, 2, out / "log")
+    assert not (out / "log" / "completions" / "00001").exists()
+    run_tasks("extract", dying, TASKS, 2, out / "log")
+    assert results(out) == expected
 
 
 RAY = """

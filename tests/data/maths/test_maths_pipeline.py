@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import os
 import shutil
 import signal
@@ -12,16 +13,21 @@ from collections.abc import Sequence
 from pathlib import Path
 from random import Random
 
+import numpy as np
 import pytest
 
+from fivefold.data.curate.account import QuarantineError, check_chain, read_accounts
+from fivefold.data.curate.classify_step import ReadScored
 from fivefold.data.curate.config import MinHashConfig
 from fivefold.data.curate.dclm_baseline import Curated
 from fivefold.data.curate.decontaminate_config import DecontaminationConfig
 from fivefold.data.curate.shard import find_shards
-from fivefold.data.document import Document, read_documents
+from fivefold.data.document import Document, document_writer, read_documents
+from fivefold.data.maths import score_step
 from fivefold.data.maths.calibration import Calibration, Rate
 from fivefold.data.maths.config import (
     AdmitConfig,
+    ChunkConfig,
     DistilConfig,
     MachineTextConfig,
     MathsConfig,
@@ -262,6 +268,37 @@ def test_a_scorer_that_does_not_answer_ends_the_run(root: Path, earlier: Path):
     few = DistilConfig(max_labels=20, min_labels=20)
     with pytest.raises(ScoringError, match="without a mark"):
         run([root / "pages"], config_for(root, scorer=scorer, distil=few), earlier)
+
+
+class Deaf:
+    """Marks by length; gives no mark to some lessons and breaks on others."""
+
+    def score(self, texts: Sequence[str]) -> np.ndarray:
+        if "hens lay" in texts[0]:
+            raise ValueError("poisoned")
+        return np.array([math.nan if "$a_1$" in text else len(text) for text in texts])
+
+
+def test_a_document_without_a_mark_is_quarantined(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(score_step, "open_scorer", lambda config: Deaf())
+    file, scores = tmp_path / "a.jsonl.zst", tmp_path / "scores"
+    texts = ["A lemma.", "The sum of $a_1$.", "Her hens lay 16 eggs.", "A theorem and its proof."]
+    with document_writer(file) as append:
+        for number, text in enumerate(texts):
+            append(Document(str(number), text, "s", str(number)))
+    list(score_step.ScoreMaths([file], ScorerConfig(), None, ChunkConfig(), scores, 9.0).run())
+    select = SelectConfig(keep_share=1.0, high_share=0.5)
+    edges = score_step.tier_edges(score_step.read_all_scores([file], scores), select)
+    judge = score_step.AssignTiers(edges, select, tmp_path / "accounts", 9.0)
+    assert [page.id for page in judge.run(ReadScored([file], scores).run())] == ["0", "3"]
+    account = read_accounts(tmp_path / "accounts" / "tiers", 1)
+    assert not account.drops
+    traces = {one["id"]: one["trace"] for one in account.quarantined}
+    assert traces.keys() == {"1", "2"}
+    assert "the scorer gave none a mark" in traces["1"]
+    assert 'raise ValueError("poisoned")' in traces["2"]
+    with pytest.raises(QuarantineError, match="none a mark"):
+        check_chain([("tiers", account)], 0.001)
 
 
 def test_mistakes_are_named_before_any_work(root: Path, tmp_path: Path):

@@ -1,11 +1,14 @@
 """Isotonic regression against scipy and the definition; percentiles; the head's optimum."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import scipy.optimize
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fivefold.data.curate.classify_step import FAILED, score_file, write_scores
 from fivefold.data.web.calibrate import (
     calibrate,
     calibration_error,
@@ -14,7 +17,9 @@ from fivefold.data.web.calibrate import (
     pool_violators,
     quantiles_of,
 )
+from fivefold.data.web.config import WebConfig
 from fivefold.data.web.head import train_head
+from fivefold.data.web.quality import read_quality
 
 numbers = st.lists(st.integers(-20, 20).map(float), min_size=1, max_size=30)
 
@@ -67,6 +72,29 @@ def test_groups_have_their_own_quantiles():
     quantiles = [quantiles_of(scores[:2]), quantiles_of(scores[2:4])]
     found = percentiles_by_group(scores, groups, quantiles)
     np.testing.assert_allclose(found, [0, 1, 0, 1, np.nan])
+
+
+def test_what_has_no_score_moves_no_quantile():
+    scores = np.array([3.0, np.nan, 1.0, 2.0])
+    np.testing.assert_array_equal(quantiles_of(scores), quantiles_of(scores[[0, 2, 3]]))
+    assert np.isnan(quantiles_of(scores[1:2])).all()
+    assert len(quantiles_of(scores[:0])) == len(quantiles_of(scores))
+
+
+@pytest.mark.parametrize("classifier", [None, {"model": "m.bin"}])
+def test_one_failed_score_changes_no_other_percentile(tmp_path: Path, classifier: dict | None):
+    config = WebConfig.model_validate({"classifier": classifier})
+    documents = [tmp_path / "a.jsonl.zst", tmp_path / "b.jsonl.zst"]
+    rows = [(f"{n:02d}", n / 40, "") for n in range(40)]
+    failed = [*rows[:7], ("07", FAILED, "ValueError: poisoned"), *rows[8:]]
+    ranks = {}
+    for name, some in (("whole", rows[:7] + rows[8:]), ("failed", failed)):
+        write_scores(score_file(tmp_path / name, documents[0]), some[:5])
+        write_scores(score_file(tmp_path / name, documents[1]), some[5:])
+        quality = read_quality(documents, tmp_path / name, config)
+        ranks[name] = dict(zip(quality.ids, quality.percentiles.tolist(), strict=True))
+    assert np.isnan(ranks["failed"].pop("07"))
+    assert ranks["failed"] == ranks["whole"]
 
 
 def test_head_is_where_the_gradient_vanishes_and_scipy_ends():

@@ -189,6 +189,23 @@ def test_an_earlier_runs_models_and_percentiles_hold(
     assert part == {one.id: whole[one.id] for one in few}
 
 
+def test_a_model_that_is_no_longer_given_is_learned(reference: ReferenceConfig, tmp_path: Path):
+    files, out = shards_of(tmp_path / "in", crawl(), 1), tmp_path / "out"
+    config = small_config(reference)
+    without = small_config(reference, embedding=None)
+    curate(files, without, out)
+    curate(files, config, out)
+    learned = web_stage_folders(find_shards(files), find_needed(config), config, out)["learn"]
+    folders = []
+    for field, kind in (("embedding", "embedding"), ("knowledge", "world_knowledge")):
+        given = small_config(reference, **{field: {"model": str(learned / kind)}})
+        folders.append(web_stage_folders([], {}, given, out)["learn"])
+    folders += [web_stage_folders([], {}, one, out)["learn"] for one in (config, without)]
+    assert len(set(folders[:3])) == 3
+    # Neither learns the classifier of quality over vectors.
+    assert folders[3] == folders[0]
+
+
 def percentiles_of(out: Path) -> dict[str, float]:
     (path,) = out.glob("tier-*/*.parquet")
     return {row["id"]: row["quality_percentile"] for row in parquet.read_table(path).to_pylist()}
@@ -212,8 +229,9 @@ def test_a_model_that_fails_on_a_page_quarantines_it(
     curated = curate(files, small_config(reference, max_quarantined=0.05), tmp_path / "out")
     account = curated.accounts["tiers"]
     assert [one["url"] for one in account.quarantined] == ["7"]
+    assert 'raise ValueError("poisoned")' in account.quarantined[0]["trace"]
     assert account.documents_in == 110
-    with pytest.raises(QuarantineError, match="failed on this document"):
+    with pytest.raises(QuarantineError, match="ValueError: poisoned"):
         curate(files, small_config(reference), tmp_path / "out")
 
 
