@@ -9,8 +9,10 @@ and engines included, and is examined on held-out problems:
     rl           the student samples groups, the verifier judges whole answers
 
 One JSON object a line for each arm, and one in the shape of the other benchmarks: the pass rate
-that on-policy distillation gained over the gain of RL, with the median over seeds. `--checkpoint`
-starts from a trained model's directory instead of random weights.
+that on-policy distillation gained over the gain of RL, with the median over seeds. With the arms,
+settings, commit, versions and machine it is also the record, `benchmarks/results/NAME.json`,
+rewritten after each seed. `--checkpoint` starts from a trained model's directory instead of random
+weights.
 
 Surprise: fine-tuning needs no trainer of its own. Advantages of 1 and the current policy as the old
 one make the policy's loss the cross-entropy.
@@ -22,6 +24,7 @@ import copy
 import dataclasses
 import json
 import statistics
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,10 +32,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from harness import add_options
+from harness import RESULTS, add_options
 
+from fivefold.artifact import write_json
 from fivefold.envs.config import ProceduralConfig
 from fivefold.envs.procedural import ProceduralTask
+from fivefold.manifest import describe_run
 from fivefold.models.convert import read_checkpoint
 from fivefold.models.initialise import initialise
 from fivefold.models.preset import preset as shape
@@ -81,14 +86,37 @@ def main() -> None:
     parser.add_argument("--teacher", type=float, default=0.9, help="least pass rate of the teacher")
     parser.add_argument("--most-updates", type=int, default=600, help="of fine-tuning, in all")
     parser.add_argument("--lr", type=float, default=3e-3, help="rate of start and teacher")
+    parser.add_argument("--name", default="distillation_arms", help="of the record")
     for arm, rate in RATES.items():
         parser.add_argument(f"--lr-{arm.replace('_', '-')}", type=float, default=rate)
     options = parser.parse_args()
     options.seconds = options.seconds or (6.0 if options.quick else 30.0)
     torch.set_num_threads(options.threads)
     seeds = range(options.pairs or (1 if options.quick else 3))
-    found = [asyncio.run(_run_seed(options, seed)) for seed in seeds]
-    print(json.dumps(summarise(found)))
+    found = list[dict[str, dict[str, Any]]]()
+    for seed in seeds:
+        found.append(asyncio.run(_run_seed(options, seed)))
+        record(options, found)
+    print(json.dumps(summarise(found, options.name)))
+
+
+def record(options: argparse.Namespace, found: Sequence[dict[str, dict[str, Any]]]) -> None:
+    """Write what is known so far."""
+    manifest = describe_run(
+        options.name,
+        seed=0,
+        device="cpu",
+        threads=options.threads,
+        config_hash="",
+        command=sys.argv,
+    )
+    settings = {
+        name: str(value) if isinstance(value, Path) else value
+        for name, value in vars(options).items()
+    }
+    arms = [arm for arms in found for arm in arms.values()]
+    content = {**summarise(found, options.name), "settings": settings, "arms": arms}
+    write_json(RESULTS / f"{options.name}.json", {**content, "manifest": manifest})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -291,14 +319,14 @@ async def _run_arm(
     }
 
 
-def summarise(found: Sequence[dict[str, dict[str, Any]]]) -> dict[str, Any]:
+def summarise(found: Sequence[dict[str, dict[str, Any]]], title: str) -> dict[str, Any]:
     """Return medians over seeds; the ratio is that of the gains, a hundredth at least below it."""
     gains = {arm: [arms[arm]["gain"] for arms in found] for arm in RATES}
     ratios = [
         ours / max(peer, 0.01) for ours, peer in zip(gains["on_policy"], gains["rl"], strict=True)
     ]
     return {
-        "name": "distillation_arms",
+        "name": title,
         "ratio": round(statistics.median(ratios), 3),
         "ours": round(100 * statistics.median(gains["on_policy"]), 1),
         "peer": round(100 * statistics.median(gains["rl"]), 1),

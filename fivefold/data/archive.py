@@ -138,7 +138,10 @@ def _unzipped(name: str, content: bytes) -> tuple[str, bytes]:
 
 
 def _hashed_order(names: list[str]) -> list[str]:
-    return sorted(names, key=lambda name: (xxhash.xxh3_64_intdigest(name.encode()), name))
+    return sorted(
+        names,
+        key=lambda name: (xxhash.xxh3_64_intdigest(name.encode(errors="surrogatepass")), name),
+    )
 
 
 def corrupt_archive(archive: Path, found: str) -> CorruptFileError:

@@ -306,7 +306,7 @@ def _describe(
     return rows
 
 
-def _count_kept(accounts: Mapping[str, "Account"]) -> int:
+def count_kept(accounts: Mapping[str, "Account"]) -> int:
     """Return how many pages or files came through to the end.
 
     Their last account is that of the texts which hold them; those after it count other things
@@ -324,7 +324,7 @@ def _tell(curated: Mapping[str, "Curated"], corpus: "Corpus", context: StageCont
         logger.info(
             "%s: %s of %s pages or files stay, as %s texts of %.1f MB",
             name,
-            f"{_count_kept(one.accounts):,}",
+            f"{count_kept(one.accounts):,}",
             f"{first.documents_in:,}",
             f"{one.summary.documents:,}",
             one.summary.characters / 1e6,

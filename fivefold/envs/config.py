@@ -60,7 +60,7 @@ class FileConfig(Config):
     order: Literal["shuffled", "file", "rising"] = "shuffled"
     """A new permutation each time round, as in the file, or by `difficulty`."""
     malformed: Literal["refuse", "skip"] = "refuse"
-    """An unusable row ends the run, or is left out and counted."""
+    """An unusable row ends the run, or is left out; a warning counts them."""
     seed: int = 0
     """Seed of the permutation."""
 

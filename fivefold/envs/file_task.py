@@ -6,6 +6,7 @@ first step and not in the middle of a night. GSM8K (Cobbe et al. 2021, arXiv 211
 another model and go.
 """
 
+import logging
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +19,8 @@ from fivefold.envs.task import Problem, name_group
 from fivefold.errors import ConfigError, CorruptFileError, MissingFileError
 from fivefold.text.tool import parse_json
 from fivefold.verify.number import read_number
+
+logger = logging.getLogger(__name__)
 
 _GSM8K_INSTRUCTION = r"Put the final answer in \boxed{}."
 _CALCULATOR = re.compile(r"<<[^<>]*>>")
@@ -88,13 +91,18 @@ class FileTask:
                     ids.add(problem.id)
                     problems.append(problem)
         self.faults = tuple(faults)
-        if faults and (self._config.malformed == "refuse" or not problems):
-            raise CorruptFileError(
-                expected=f"usable rows in `{path.name}`",
-                found=f"{len(faults)} unusable of {len(faults) + len(problems)}, the first in line "
-                f"{faults[0].line}: {faults[0].reason}",
-                fix="Correct them, or set `malformed` to `skip`",
+        if faults:
+            found = (
+                f"{len(faults)} unusable of {len(faults) + len(problems)}, the first in line "
+                f"{faults[0].line}: {faults[0].reason}"
             )
+            if self._config.malformed == "refuse" or not problems:
+                raise CorruptFileError(
+                    expected=f"usable rows in `{path.name}`",
+                    found=found,
+                    fix="Correct them, or set `malformed` to `skip`",
+                )
+            logger.warning("rows of `%s` are left out: %s", path.name, found)
         if not problems:
             raise CorruptFileError(
                 expected=f"rows in `{path.name}`", found="none", fix="Give one JSON object a line"

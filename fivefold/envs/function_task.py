@@ -5,11 +5,12 @@ its row may name runs in a worker (`fivefold.verify`). It should depend on its t
 that is what makes a run repeatable and a restart exact.
 """
 
+from dataclasses import replace
 from pathlib import Path
 
 from fivefold.envs.config import FunctionTaskConfig
 from fivefold.envs.row import read_row
-from fivefold.envs.task import Problem, TaskError
+from fivefold.envs.task import Problem, TaskError, name_group
 from fivefold.errors import ConfigError
 from fivefold.verify.target import load_target
 
@@ -51,9 +52,12 @@ class FunctionTask:
             ) from error
         where = f"{self.name}({number}, {config.seed})"
         try:
-            return read_row(row, task=self.name, index=index, where=where, verifier=config.verifier)
+            problem = read_row(
+                row, task=self.name, index=number, where=where, verifier=config.verifier
+            )
         except ConfigError as error:
             raise TaskError(expected=error.expected, found=error.found, fix=error.fix) from error
+        return replace(problem, group=name_group(problem.id, index))
 
 
 def _name_of(place: str) -> str:

@@ -136,7 +136,7 @@ class _Experts(torch.autograd.Function):
         grad_weighted_PF = grouped_product(grad_PD, down_EDF, ctx.parts)
         grad_down = None
         if ctx.needs_input_grad[4]:
-            grad_down = _weight_gradient(grad_PD, weighted_PF, down_EDF, ctx.parts)
+            grad_down = weight_gradient(grad_PD, weighted_PF, down_EDF, ctx.parts)
         grad_weight_P = (grad_weighted_PF * act_PF).sum(-1, dtype=ctx.weight_dtype)
         grad_act_PF = grad_weighted_PF.mul_(weight_P[:, None])
         gate, up = hidden_PF[:, :width], hidden_PF[:, width:]
@@ -146,7 +146,7 @@ class _Experts(torch.autograd.Function):
         grad_x_PD = grouped_product(grad_hidden_PF, gate_up_EFD, ctx.parts)
         grad_gate_up = None
         if ctx.needs_input_grad[3]:
-            grad_gate_up = _weight_gradient(grad_hidden_PF, x_PD, gate_up_EFD, ctx.parts)
+            grad_gate_up = weight_gradient(grad_hidden_PF, x_PD, gate_up_EFD, ctx.parts)
         grad_weight_TA = grad_weight_P[place_TA.flatten()].view_as(place_TA)
         return gather_sum(grad_x_PD, place_TA), None, grad_weight_TA, grad_gate_up, grad_down
 
@@ -160,7 +160,7 @@ def grouped_product(rows_PX: Tensor, weight_EXY: Tensor, parts: list[tuple[int, 
     return torch.cat([none, *products])
 
 
-def _weight_gradient(
+def weight_gradient(
     grad_PY: Tensor, rows_PX: Tensor, weight_EYX: Tensor, parts: list[tuple[int, slice]]
 ) -> Tensor:
     """Return the gradient of stacked weights: 0 for experts without pairs only."""

@@ -102,7 +102,9 @@ class Saver:
 
     def _name(self, state: _State) -> None:
         # Rank 0 is done after all others, whose results it collects.
-        if self._mesh.is_first:
+        if not self._mesh.is_first:
+            return
+        with storage_errors(state.target):
             partial = _partial(state.target)
             write_json(partial / "progress.json", state.progress)
             if state.target.exists():

@@ -122,8 +122,9 @@ class SplitModel:
         self.mesh = mesh
         self.shell = self.model = model
         self.axis = TensorAxis(mesh.group("tp"))
-        named = model.named_parameters()
-        self.shapes = shapes or {name: tuple(value.shape) for name, value in named}
+        if shapes is None:
+            shapes = {name: tuple(value.shape) for name, value in model.named_parameters()}
+        self.shapes = shapes
         self.cuts = self.cuts_of_rank(mesh.rank)
         self.is_cut = mesh.config.tp > 1 or mesh.config.ep > 1
         if not self.is_cut:

@@ -6,7 +6,8 @@ is n / (n - 1) (R - m). Groups are told by name, never by position. Whoever fail
 reward is absent, and whoever is repeated to fill the group is seen once: repeats would narrow s.
 
 Surprise: equal rewards do not make equal zeros. The mean of three 0.1s may differ from 0.1 in the
-last bit, and GRPO divides that by 1e-6; a group without variance is therefore recognised before.
+last bit, and so does 0.3 - 0.2; GRPO divides that by as little. Rewards that differ by rounding
+alone are therefore taken as equal before, and have advantages of exactly 0.
 """
 
 import dataclasses
@@ -20,6 +21,10 @@ import numpy as np
 from fivefold.errors import ConfigError
 from fivefold.rl.config import AdvantageConfig, AlgorithmConfig, OverlongConfig
 from fivefold.rl.sample import Group, Sample, SampleError
+
+_ROUNDING = 1e-12
+"""Difference of rewards, relative to the largest, up to which they are equal: fp64 rounds at 1e-16,
+and rewards are sums of a few terms."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +50,7 @@ def group_advantages(rewards: Sequence[float], config: AdvantageConfig) -> list[
 
     Raises:
         ConfigError: fewer than two rewards; they have no baseline.
+        SampleError: rewards so large that their standard deviation is not finite.
     """
     n = len(rewards)
     if n < 2:
@@ -53,6 +59,8 @@ def group_advantages(rewards: Sequence[float], config: AdvantageConfig) -> list[
             found=str(n),
             fix="Raise `group_size`, or distil from a teacher, which needs no group",
         )
+    if not _has_variance(rewards):
+        return [0.0] * n
     mean = math.fsum(rewards) / n
     deviations = [reward - mean for reward in rewards]
     if config.method == "mean":
@@ -61,7 +69,18 @@ def group_advantages(rewards: Sequence[float], config: AdvantageConfig) -> list[
         return [n / (n - 1) * deviation for deviation in deviations]
     squares = math.fsum(deviation * deviation for deviation in deviations)
     std = math.sqrt(squares / (n - 1 if config.std == "sample" else n))
+    if not math.isfinite(std):
+        raise SampleError(
+            expected="rewards whose standard deviation is a finite number",
+            found=f"rewards from {min(rewards):g} to {max(rewards):g} in one group",
+            fix="Scale down what the reward function returns",
+        )
     return [deviation / (std + config.std_epsilon or 1.0) for deviation in deviations]
+
+
+def _has_variance(rewards: Sequence[float]) -> bool:
+    """Do rewards differ by more than rounding?"""
+    return max(rewards) - min(rewards) > _ROUNDING * max(map(abs, rewards))
 
 
 def repair_group(group: Group, policy: str) -> list[Sample]:
@@ -95,7 +114,7 @@ def assign_advantages(groups: Sequence[Group], config: AlgorithmConfig) -> Assig
     it leaves numerators and denominators alike.
 
     Raises:
-        SampleError: a sample to judge has no reward.
+        SampleError: a sample to judge has no reward, or rewards are too large for their method.
     """
     assigned, counts = list[Sample](), Counter[str]()
     for group in groups:
@@ -123,7 +142,7 @@ def _judge(
         counts["dropped_invalid"] += 1
         return [], []
     rewards = [_reward(sample) for sample in kept]
-    has_variance = max(rewards) > min(rewards)
+    has_variance = _has_variance(rewards)
     if not has_variance and config.zero_variance == "drop":
         counts["dropped_no_variance"] += 1
         return [], []

@@ -10,8 +10,9 @@ batch is on the disk before the next begins, so that a kill loses one batch at m
 
 A problem goes by its id, unless others have the same one: then by its first group.
 
-Surprise: an empty answer is worth 0 without anybody judging it, so that a verifier that always
-fails still scores a few; the first batch is therefore held to a share (`most_unjudged`).
+Surprise: a turn without an answer is worth 0 unasked unless a reward function judges, so that
+math-verify still scores a few where it always fails; the first batch is therefore held to a share
+(`most_unjudged`).
 """
 
 import asyncio
@@ -32,10 +33,11 @@ from fivefold.data.attempt_file import (
 from fivefold.envs.open_task import open_task
 from fivefold.envs.row import write_row
 from fivefold.envs.task import Problem
-from fivefold.errors import ConfigError, FivefoldError
+from fivefold.errors import ConfigError
 from fivefold.rl.attempt_config import AttemptedConfig, AttemptsConfig
 from fivefold.rl.attempt_page import write_counts, write_page
 from fivefold.rl.prompt import Judgement, Prompt, judge_safely
+from fivefold.rl.reason import UnjudgedError
 from fivefold.rl.rollout import Ask, Completer, EngineCompleter, seed_of
 from fivefold.rl.task_prompt import TaskPrompts
 from fivefold.serve.engine import Engine
@@ -49,10 +51,6 @@ from fivefold.train.start import start_from
 from fivefold.verify.verifier import Verifier
 
 logger = logging.getLogger(__name__)
-
-
-class UnjudgedError(FivefoldError, RuntimeError):
-    """Too few attempts could be judged, so that little would be known of any problem."""
 
 
 def sample_attempts(

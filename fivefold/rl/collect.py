@@ -2,12 +2,13 @@
 
 A group may be lost because too few of its rollouts could be judged, or because they all got the
 same reward and say nothing (dynamic sampling). Then as many new prompts are drawn, a bounded number
-of times. Surprise: that happens in whole rounds. A prompt that starts whenever another is dropped
-would make the batch depend on the order in which judges answer.
+of times. Judges may take hours over a batch, so that what they fail at is told as it happens, and
+ends the stage where most of it fails from the beginning. Surprise: making up happens in whole
+rounds. A prompt that starts whenever another is dropped would make the batch depend on the order in
+which judges answer.
 """
 
 import asyncio
-import logging
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
@@ -17,13 +18,11 @@ import numpy as np
 from fivefold.rl.advantage import assign_advantages
 from fivefold.rl.loop_config import LoopConfig
 from fivefold.rl.prompt import Judgement, Prompt, PromptStream, judge_safely
-from fivefold.rl.reason import Reasons
+from fivefold.rl.reason import Reasons, UnjudgedError
 from fivefold.rl.rollout import Ask, Completer, Rollout, make_rollout, seed_of
 from fivefold.rl.sample import Sample, SampleError, check_synchronous, group_samples
 from fivefold.serve.request import SamplingParams
 from fivefold.serve.worker import Completion
-
-logger = logging.getLogger(__name__)
 
 Annotate = Callable[[Sequence[Rollout]], Awaitable[list[Rollout]]]
 """Fills what a teacher says of each rollout."""
@@ -49,7 +48,7 @@ class Collected:
 
 
 class Collector:
-    """Collects batches; the stream of prompts is all of its state."""
+    """Collects batches; the stream of prompts is all of the state that a resumed run needs."""
 
     def __init__(
         self,
@@ -67,12 +66,16 @@ class Collector:
         self._annotate = annotate
         self._needs_rewards, self._asks_judges = needs_rewards, asks_judges
         self._reasons = Reasons("a rollout")
+        self._verdicts = Counter[bool]()
+        """Rollouts that were judged, and that nobody could judge, since this began."""
 
     async def collect(self, version: int) -> Collected:
         """Return the batch that policy `version` samples next.
 
         Raises:
             MismatchError: a token of it comes from other weights.
+            UnjudgedError: `sampling.unjudged_limit` rollouts could not be judged, and fewer could,
+                since this began.
         """
         config = self._config
         counts, samples, rollouts = Counter[str](), list[Sample](), list[Rollout]()
@@ -124,7 +127,31 @@ class Collector:
         if not self._asks_judges:
             return [Judgement(None, "scored", "not asked")] * len(prompts)
         pairs = zip(prompts, completions, strict=True)
-        return await asyncio.gather(*(judge_safely(prompt, done.ids) for prompt, done in pairs))
+        return await asyncio.gather(*(self._judge_one(*pair) for pair in pairs))
+
+    async def _judge_one(self, prompt: Prompt, completion: Completion) -> Judgement:
+        if completion.finish == "abort":
+            return Judgement(None, "infra", "the engine aborted it")
+        judgement = await judge_safely(prompt, completion.ids)
+        self._verdicts[judgement.state == "scored"] += 1
+        if judgement.state != "scored":
+            self._reasons.note(prompt, judgement)
+            self._check_judged()
+        return judgement
+
+    def _check_judged(self) -> None:
+        """Stop where most of what was judged so far failed."""
+        failed, limit = self._verdicts[False], self._config.sampling.unjudged_limit
+        if not self._needs_rewards or failed < limit or failed <= self._verdicts[True]:
+            return
+        ((kind, times),) = self._reasons.counts.most_common(1)
+        raise UnjudgedError(
+            expected="rollouts that can be judged, most of them",
+            found=f"{failed} of the first {self._verdicts.total()} that cannot; {times} times "
+            f"{self._reasons.examples[kind]}",
+            fix="Correct what judges: it has to return within `verifier.limit_seconds`, and 0 for "
+            "what is no answer; where so many may fail, raise `sampling.unjudged_limit`",
+        )
 
     def _usable(
         self, prompt: Prompt, completion: Completion, judgement: Judgement, counts: Counter[str]
@@ -134,14 +161,15 @@ class Collector:
             return None
         if judgement.state != "scored":
             counts[judgement.state] += 1
-            self._reasons.note(prompt, judgement)
             if self._needs_rewards:
                 return None
         try:
             return make_rollout(prompt, completion, judgement)
         except SampleError as error:
             counts["broken"] += 1
-            logger.warning("a rollout is left out: %s", error)
+            # Within the words, the group's name would make a kind of each group.
+            words = str(error).replace(f" of group `{prompt.group}`", "")
+            self._reasons.note(prompt, Judgement(None, "invalid", words))
             return None
 
     def _has_signal(self, samples: Sequence[Sample]) -> bool:

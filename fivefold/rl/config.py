@@ -158,7 +158,7 @@ LossConfig = Annotated[
 
 
 class ReductionConfig(Config):
-    """What the sum over tokens is divided by; always counted over the whole step, all ranks."""
+    """What the sum over tokens is divided by; always counted over the whole step."""
 
     kind: Literal["sequence_mean", "token_mean", "fixed"] = "sequence_mean"
     """Mean over each sample's tokens, then over samples (GLM-5, GRPO); mean over all tokens

@@ -42,7 +42,7 @@ class Update:
     gradient_norm: float
     """Before clipping."""
     is_skipped: bool
-    """Was it left out for a non-finite gradient?"""
+    """Was it left out for a non-finite gradient or loss?"""
     max_violation: float
     """Of the most uneven router, on real tokens."""
 
@@ -88,7 +88,8 @@ class PolicyLearner:
         for number, (share, packed) in enumerate(zip(shares, packs, strict=True), start=1):
             found = None if mismatches and len(shares) > 1 else mismatches
             norm, measured = self.accumulate(share, packed, found)
-            is_skipped = not math.isfinite(norm)
+            # A loss that is NaN may have slopes of 0, which never reach the gradient.
+            is_skipped = not (math.isfinite(norm) and math.isfinite(measured["loss"]))
             if not is_skipped:
                 self.optimizer.step(self.learning_rate(updates_before + number))
             self.optimizer.zero_grad()

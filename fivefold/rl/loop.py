@@ -79,7 +79,8 @@ async def run_loop(
 
     Raises:
         NoSignalError: too many batches in a row say nothing.
-        DivergenceError: too many updates in a row had a non-finite gradient.
+        DivergenceError: too many updates in a row had a non-finite gradient or loss.
+        UnjudgedError: most rollouts cannot be judged.
         MismatchError: a token of other weights than the present ones, or a state of other prompts.
     """
     context.metrics.forget_after(progress.batch if progress.batch else -1)

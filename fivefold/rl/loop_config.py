@@ -55,6 +55,9 @@ class SamplingConfig(Config):
     before a smaller batch is trained on."""
     no_signal_limit: int = pydantic.Field(default=8, ge=1)
     """Batches in a row without any advantage, which are skipped, before the stage stops."""
+    unjudged_limit: int = pydantic.Field(default=64, ge=1)
+    """Rollouts that could not be judged, and fewer that could, before the stage stops within a
+    batch: one whose reward hangs takes `verifier.limit_seconds`."""
     replays_routing: bool = False
     """Train through the experts that the engine chose, not through those of the trainer's own."""
     thinks: bool = True
@@ -102,7 +105,8 @@ class UpdateConfig(Config):
     router_bias_rate: float = pydantic.Field(default=0.0, ge=0)
     """Change of a router bias an update; 0: they stand, as experts must not change for balance."""
     nonfinite_limit: int = pydantic.Field(default=3, ge=0)
-    """Updates in a row that may be skipped for a non-finite gradient before the stage stops."""
+    """Updates in a row that may be skipped for a non-finite gradient or loss before the stage
+    stops."""
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
     """Weights and activations of trainer and engine; the optimizer's weights stay fp32."""
     recompute: Runtime[bool] = False

@@ -53,11 +53,15 @@ class Mismatch:
     """Tokens from one of the `EDGES`, included, to the next; the first and last bin are open."""
 
     def metrics(self) -> dict[str, float]:
-        """Return the step's numbers; of no token, none."""
+        """Return the step's numbers; of no token, none.
+
+        `rho_effective_fraction` is left out where the squares of rho sum to 0 or to infinity, which
+        is where all of them are below 1e-162 or one is above 1e154.
+        """
         n = self.tokens
         if not n:
             return {"rho_nan_tokens": self.nan_tokens} if self.nan_tokens else {}
-        return {
+        values = {
             "rho_nan_tokens": self.nan_tokens,
             "rho_mean": self.rho / n,
             "rho_exact_fraction": self.exact_tokens / n,
@@ -65,9 +69,12 @@ class Mismatch:
             "rho_largest_log_nats": self.largest_log_rho,
             "engine_kl_nats": -self.log_rho / n,
             "engine_kl_low_variance_nats": (self.rho - n - self.log_rho) / n,
-            # Kish: how many unweighted tokens the weighted ones are worth.
-            "rho_effective_fraction": self.rho**2 / (n * self.rho_squared),
         }
+        if 0 < self.rho_squared < math.inf:
+            # Kish: how many unweighted tokens the weighted ones are worth. No power of the sum,
+            # which may be beyond a float.
+            values["rho_effective_fraction"] = self.rho / n * (self.rho / self.rho_squared)
+        return values
 
 
 def measure_mismatch(logprobs_N: Tensor, streams: Streams, beta: float = 2.0) -> Mismatch:

@@ -47,7 +47,7 @@ class Progress(pydantic.BaseModel):
     sampled_tokens: int = 0
     """Tokens that the engine sampled for training."""
     skipped_in_row: int = 0
-    """Updates left out for a non-finite gradient since the last good one."""
+    """Updates left out for a non-finite gradient or loss since the last good one."""
     no_signal_in_row: int = 0
     """Batches left out since the last one that trained."""
     reasons: dict[str, int] = {}
@@ -120,7 +120,7 @@ def note_updates(progress: Progress, updates: Sequence[Update], config: LoopConf
         if progress.skipped_in_row > config.update.nonfinite_limit:
             raise DivergenceError(
                 expected=f"at most {config.update.nonfinite_limit} updates in a row with a "
-                "non-finite gradient",
+                "non-finite gradient or loss",
                 found=f"{progress.skipped_in_row} up to batch {progress.batch}",
                 fix="Lower `update.lr`, look at `metrics.jsonl` before that batch, or raise "
                 "`nonfinite_limit`; the same command goes on from the last saved state",

@@ -9,6 +9,7 @@ import logging
 import re
 from collections import Counter
 
+from fivefold.errors import FivefoldError
 from fivefold.rl.prompt import Judgement, Prompt
 
 logger = logging.getLogger(__name__)
@@ -24,6 +25,10 @@ _PLACE = re.compile(r"\s*(?:\([^()\s]+:\d+\))?$")
 _EXAMPLE_CHARACTERS = 300
 _MOST_TOLD = 5
 """Kinds in the log; all of them are counted."""
+
+
+class UnjudgedError(FivefoldError, RuntimeError):
+    """Too few answers can be judged to learn anything, of a problem or from it."""
 
 
 class Reasons:

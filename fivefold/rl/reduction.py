@@ -1,9 +1,10 @@
-"""The one denominator rule: count over the whole step, on all ranks, before the first microbatch.
+"""The one denominator rule: count over the whole step before the first microbatch.
 
 A mean of microbatch means, or of rank means, weighs a token by the company it happens to keep. Here
-the denominators are counted over the samples of the step, summed over ranks, and every token gets
-its final factor at once; microbatches and ranks then only ADD. A data-parallel engine that averages
-gradients over ranks must multiply by their number (or be set to sum).
+the denominators are counted over the samples of the step, and every token gets its final factor at
+once; microbatches then only ADD. The stages train on one device, whose samples are all there are.
+Data-parallel ranks, each with its part of a step, would add their counts first (`sum_over_ranks`,
+which only the test of two ranks calls) and then their gradients: a sum, where many engines average.
 
 With n_i tokens that train in sample i, c_i its copies, over the whole step:
 

@@ -144,6 +144,9 @@ class PipedModel:
         if len(holders) > 1 and self._group.rank in holders:
             embedding = {_EMBEDDING: self.holder.get_parameter(_EMBEDDING)}
             self._shared = SharedParameters(embedding, holders, self._group)
+        # NCCL wants all ranks in a group's first collective; later only neighbours and holders of
+        # the embedding exchange.
+        all_reduce(torch.zeros(1, device=mesh.world.device), self._group)
 
     @property
     def holder(self) -> Transformer:

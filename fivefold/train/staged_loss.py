@@ -5,7 +5,8 @@ routers and indexers. Denominators are of the whole step and of the whole model,
 of microbatches, stages, data and context ranks add up to the loss of one process.
 """
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,13 +19,13 @@ from fivefold.models.surroundings import IndexerMode, Surroundings
 from fivefold.models.transformer import HeadLoss, Transformer
 from fivefold.ops.chunked_cross_entropy import IGNORED
 from fivefold.parallel.context.across import ContextParallel
-from fivefold.parallel.context.attention import ContextSurroundings
+from fivefold.parallel.context.shard import TokenShard
 from fivefold.parallel.pipeline.program import Seen
 from fivefold.parallel.pipeline.split import mtp_depths
 from fivefold.train.balance import BalanceTracker, sequence_balance_loss, shared_balance_loss
-from fivefold.train.batch import Batch
+from fivefold.train.batch import Batch, make_batch
 from fivefold.train.config import GradientConfig
-from fivefold.train.losses import lay_out, vocabulary_loss
+from fivefold.train.losses import vocabulary_loss
 from fivefold.train.schedule import mtp_weight
 
 
@@ -32,8 +33,11 @@ from fivefold.train.schedule import mtp_weight
 class StagedBatch(Batch):
     """A microbatch for all stages of a rank; along `cp` this rank's tokens as one row."""
 
-    around: Surroundings
-    """Who sees whom."""
+    surround: Callable[[], Surroundings]
+    """Works out who sees whom, for one forward: every microbatch has its batch all the step, and
+    masks would fill the memory."""
+    shard: TokenShard | None
+    """This rank's tokens along `cp`."""
 
 
 class StagedLanguageLoss:
@@ -63,8 +67,23 @@ class StagedLanguageLoss:
         self, parts: Sequence[Rows], model: Transformer, context: ContextParallel | None = None
     ) -> list[StagedBatch]:
         """Return microbatches of this step as tensors; `model` has the attention that runs."""
-        laid = (lay_out(model, part, self.depths, self.indexer, context) for part in parts)
-        return [StagedBatch(**vars(batch), around=around) for batch, around in laid]
+        return [self._batch(part, model, context) for part in parts]
+
+    def _batch(
+        self, part: Rows, model: Transformer, context: ContextParallel | None
+    ) -> StagedBatch:
+        device, keeps_padding = model.lm_head.weight.device, self.indexer != "frozen"
+        batch = make_batch(part, self.depths, device, keeps_padding=keeps_padding)
+        places = batch.positions_BT, batch.documents_BT
+        if context is None:
+            surround = functools.partial(model.surroundings, *places, indexer=self.indexer)
+            return StagedBatch(**vars(batch), surround=surround, shard=None)
+        dealt = context.deal(model, *places, indexer=self.indexer)
+        surround = functools.partial(
+            context.surroundings, model, *places, indexer=self.indexer, dealt=dealt
+        )
+        own = batch.of_tokens(dealt.shard.take)
+        return StagedBatch(**vars(own), surround=surround, shard=dealt.shard)
 
     def measured(self, device: torch.device) -> dict[str, Tensor]:
         """Return this rank's share of every metric: the same names on all ranks."""
@@ -112,10 +131,10 @@ class StagedLanguageLoss:
         return sum(shares[1:], shares[0]) if shares else None
 
     def _balance_share(self, routed: Sequence[Routing], microbatch: StagedBatch) -> Tensor:
-        around = microbatch.around
-        if isinstance(around, ContextSurroundings):
-            rows = around.shard.rows
-            losses = [shared_balance_loss(routing, around.shard) for routing in routed]
+        shard = microbatch.shard
+        if shard is not None:
+            rows = shard.rows
+            losses = [shared_balance_loss(routing, shard) for routing in routed]
         else:
             rows = len(microbatch.ids_BT)
             losses = [sequence_balance_loss(routing, rows) for routing in routed]

@@ -89,8 +89,9 @@ class FormatSpec(_AnswerSpec):
 class FunctionSpec(_AnswerSpec):
     """A Python function of one's own, called as `function(answer, arguments)`.
 
-    It gets the answer's text and returns a number, or a number and a line of explanation. It runs
-    in a process that can be killed: protection from hanging and crashing, not from malice.
+    It gets the answer's text, empty where the turn gives none, and returns a number, or a number
+    and a line of explanation. It runs in a process that can be killed: protection from hanging and
+    crashing, not from malice.
     """
 
     kind: Literal["function"] = "function"

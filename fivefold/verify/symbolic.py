@@ -4,21 +4,28 @@ Its own time limits use SIGALRM, which works in a main thread alone, and return 
 they strike; here both are off, for the process has a limit from outside. Exceptions are let
 through for the same reason. Source: math-verify 0.9 (Hugging Face), `parse` and `verify`; the gold
 comes first, as the comparison is not symmetric.
+
+Surprise: text that the library cannot read comes back as text, not as nothing, and its LaTeX reader
+takes any exception, exhausted memory among them, for text of that kind.
 """
 
 import logging
 from typing import Any
 
 import math_verify
+from math_verify.parser import parse_latex_cached
 
 
 def compare(answer: str, arguments: dict[str, Any]) -> list[Any]:
-    """Return 1 or 0 and a reason, or None and a reason where `arguments["gold"]` is unreadable."""
+    """Return 1 or 0 and a reason, or None and a reason where `arguments["gold"]` is unreadable.
+
+    Raises:
+        Exception: whatever comparing raises; MemoryError or RecursionError from reading, too.
+    """
     logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns that its limits are off
-    gold = _parse(arguments["gold"])
-    if not gold:
+    gold, given = _parse(arguments["gold"]), _parse(answer)
+    if all(isinstance(part, str) for part in gold) and (not gold or gold != given):
         return [None, "the task's own answer is no mathematics"]
-    given = _parse(answer)
     if not given:
         return [0, "the answer is no mathematics"]
     is_equal = math_verify.verify(gold, given, timeout_seconds=None, raise_on_error=True)
@@ -26,7 +33,27 @@ def compare(answer: str, arguments: dict[str, Any]) -> list[Any]:
 
 
 def _parse(text: str) -> list[Any]:
-    # A box makes it one expression; without it the extraction would look for the best part.
-    parsed = math_verify.parse(f"$\\boxed{{{text}}}$", parsing_timeout=None)  # pyright: ignore[reportArgumentType]
+    # A box makes it one expression; without it the extraction would look for the best part, as it
+    # would within the box for plain expressions: it reads 2 in a system of equations.
+    parsed = math_verify.parse(
+        f"$\\boxed{{{text}}}$",
+        [math_verify.LatexExtractionConfig()],
+        parsing_timeout=None,  # pyright: ignore[reportArgumentType]
+        raise_on_error=True,
+    )
+    if not parsed:
+        parsed = math_verify.parse(text, parsing_timeout=None, raise_on_error=True)  # pyright: ignore[reportArgumentType]
     # Beside expressions there may be the bare text, which compares as text.
-    return parsed or math_verify.parse(text, parsing_timeout=None)  # pyright: ignore[reportArgumentType]
+    for part in parsed:
+        if isinstance(part, str):
+            _check_resources(part)
+    return parsed
+
+
+def _check_resources(latex: str) -> None:
+    """Read LaTeX again, which costs nothing if it was read, and raise if resources ran out."""
+    try:
+        parse_latex_cached(latex)
+    except Exception as error:  # anything else is a fault of the text
+        if isinstance(error, MemoryError | RecursionError):
+            raise

@@ -5,6 +5,9 @@ goes to worker processes. Every way in which judging can fail ends in a verdict:
 that raises or returns no number is `invalid`, one that hangs, crashes or exhausts its memory is
 `infra`. Only what can never work, a function that does not exist or a package that is not
 installed, is an error.
+
+Surprise: a turn without an answer is worth 0 where the answer is compared, but a reward function is
+asked about it, with the empty text: its rewards may be negative, and silence would be the best.
 """
 
 import asyncio
@@ -89,6 +92,8 @@ class Verifier:
         if isinstance(spec, FormatSpec):
             return judge_format(turn, spec)
         answer = find_answer(turn, spec.answer_in, spec.tag)
+        if isinstance(spec, FunctionSpec):  # what a non-answer is worth is the function's to say
+            return function_verdict(self._pool.run(spec.target, answer or "", spec.arguments))
         if answer is None:
             why = "thinking is not closed" if turn.is_thinking else f"none in `{spec.answer_in}`"
             return scored(0, f"no answer: {why}")
@@ -99,8 +104,6 @@ class Verifier:
                 return judge_number(answer, spec)
             case MathsSpec():
                 return judge_maths(answer, spec, self._pool, self._config)
-            case FunctionSpec():
-                return function_verdict(self._pool.run(spec.target, answer, spec.arguments))
 
     def _judge_all(self, turn: TurnEnd, spec: AllSpec) -> Verdict:
         value, details = 1.0, list[str]()

@@ -1,3 +1,4 @@
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -74,6 +75,16 @@ def test_user_rows_need_only_text(tmp_path: Path):
     assert (first.text, first.source, first.url) == ("a", "mine", "mine.jsonl#1")
     assert second.source == "web"
     assert first.id != second.id
+
+
+def test_names_that_are_no_unicode_have_an_id_and_can_be_written(tmp_path: Path):
+    assert document_id("web", "caf\udce9") != document_id("web", "caf\udce8")
+    path, names = tmp_path / "mine.jsonl", ["\ud800", "\ud801"]
+    path.write_text("".join(json.dumps({"text": "a" + n, "id": n, "url": n}) + "\n" for n in names))
+    found = list(read_documents(path))
+    assert [one.id for one in found] == ["\\ud800", "\\ud801"]
+    write(tmp_path / "x.jsonl.zst", found)
+    assert list(read_documents(tmp_path / "x.jsonl.zst")) == found
 
 
 def test_writer_leaves_nothing_when_interrupted(tmp_path: Path):

@@ -106,6 +106,14 @@ def test_problem_that_comes_again_is_written_once(tmp_path: Path) -> None:
     assert len({*ids}) == len(ids) == different
 
 
+def test_function_s_problem_that_comes_again_is_written_once(tmp_path: Path) -> None:
+    task = FunctionTaskConfig(target=f"{FUNCTIONS}:double", size=3)
+    written = write_solved(
+        "s", SolvedConfig(task=task, problems=9, heldout_problems=0), tmp_path, 0
+    )
+    assert (written.train, written.repeated) == (3, 6)
+
+
 def test_task_of_one_s_own_holds_out_what_follows(tmp_path: Path) -> None:
     task = FunctionTaskConfig(target=f"{FUNCTIONS}:judged", size=30)
     written = write_solved(

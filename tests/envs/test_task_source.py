@@ -154,17 +154,20 @@ MALFORMED = {
 
 @pytest.mark.parametrize(("line", "words"), MALFORMED.items(), ids=lambda text: text[:40])
 def test_malformed_row_is_refused_or_skipped_and_counted(
-    tmp_path: Path, line: str, words: str
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, line: str, words: str
 ) -> None:
     path = write(tmp_path / "t.jsonl", GOOD, line, GOOD)
     with pytest.raises(CorruptFileError, match="1 unusable of 3, the first in line 2") as refusal:
         FileTask(FileConfig(path=path))
     assert words in str(refusal.value)
+    assert not caplog.messages
     task = FileTask(FileConfig(path=path, malformed="skip"))
     assert task.size == 2
     (fault,) = task.faults
     assert fault.line == 2
     assert words in fault.reason
+    (warning,) = caplog.messages
+    assert f"1 unusable of 3, the first in line 2: {fault.reason}" in warning
 
 
 def test_files_without_any_usable_row_are_refused(tmp_path: Path) -> None:
@@ -234,7 +237,8 @@ def test_function_makes_problems(verifier: Verifier) -> None:
     assert (task.name, task.size, problem.prompt[0].content) == ("double", 5, "Double 3")
     assert judge(verifier, problem, "7").value == 1
     assert task.problem(8).prompt == problem.prompt
-    assert task.problem(8).group != problem.group
+    assert task.problem(8).id == problem.id == "double/3"
+    assert (problem.group, task.problem(8).group) == ("double/3#3", "double/3#8")
     judged = FunctionTask(FunctionTaskConfig(target=f"{FUNCTIONS}:judged")).problem(2)
     assert judged.solution is not None
     assert judge(verifier, judged, judged.solution.content).value == 1

@@ -148,9 +148,11 @@ def train_in_turns(
 def train_one_conversation(
     world: World | None, setting: Setting, config: ParallelConfig
 ) -> Trained:
-    """Take a step on a single row, in which every third token is not learned."""
+    """Take a step on a single row, where all trains with every third token not learned."""
     run = Run(OneProcess() if world is None else Mesh(config, world), setting)
     rows = rows_of_step(0).part(slice(0, 1))
+    if setting.mode != "dense":
+        return run.end([run.take_step(rows, 0)])
     weight = (np.arange(rows.ids.size) % 3 > 0).astype(np.float32).reshape(rows.ids.shape)
     rows = replace(rows, weight=weight * (rows.positions > 0))
     return run.end([run.take_step(rows, 0, sft_objective(setting.config))])

@@ -130,9 +130,12 @@ def test_five_steps_of_eight_ranks_equal_one_process(eight: Team, mode: Mode, na
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("mode", ["dense", "warm_up", "sparse"])
 @pytest.mark.parametrize("name", ["dp_tp_ep", "dp_tp_ep4", "dp_cp_ep"])
-def test_a_step_with_one_row_for_eight_ranks_equals_one_process(eight: Team, name: str) -> None:
-    setting = Setting()
+def test_a_step_with_one_row_for_eight_ranks_equals_one_process(
+    eight: Team, mode: Mode, name: str
+) -> None:
+    setting = Setting(mode=mode)
     wanted = train_one_conversation(None, setting, ParallelConfig())
     check_all(eight.run(train_one_conversation, setting, EIGHT[name], seconds=300), wanted)
 
@@ -147,11 +150,18 @@ def test_context_ranks_share_rows_at_every_stage_of_zero(four: Team, zero: int) 
 
 
 @pytest.mark.parametrize(
-    "name", ["ep", *(pytest.param(name, marks=pytest.mark.slow) for name in ("cp", "tp"))]
+    ("mode", "name"),
+    [
+        pytest.param(mode, name, marks=() if name == "ep" else pytest.mark.slow)
+        for mode in ("dense", "warm_up", "sparse")
+        for name in FOUR
+    ],
 )
-def test_a_step_with_fewer_rows_than_ranks_equals_one_process(four: Team, name: str) -> None:
+def test_a_step_with_fewer_rows_than_ranks_equals_one_process(
+    four: Team, mode: Mode, name: str
+) -> None:
     # Along `ep` the data rank without rows runs a blank microbatch beside the other.
-    setting = Setting()
+    setting = Setting(mode=mode)
     wanted = train_one_conversation(None, setting, ParallelConfig())
     check_all(four.run(train_one_conversation, setting, FOUR[name]), wanted)
 

@@ -1,5 +1,6 @@
 """States of one mesh on another: the same tensors, the same next steps; a crash leaves the last."""
 
+import errno
 import os
 import signal
 import time
@@ -13,6 +14,7 @@ from torch import Tensor
 from torch.distributed.checkpoint import FileSystemWriter
 from torch.distributed.tensor import DTensor
 
+from fivefold.errors import StorageError
 from fivefold.parallel.config import ParallelConfig
 from fivefold.parallel.mesh import ALONE, Mesh, World
 from fivefold.stage import OneProcess
@@ -146,6 +148,39 @@ def test_death_of_a_saver_keeps_the_last_state(tmp_path: Path) -> None:
         assert saved_steps(tmp_path) == [1, 9]
     finally:
         team.stop()
+
+
+def save_without_a_name(world: World, config: ParallelConfig, directory: Path) -> str | None:
+    """Save on a disk that is full when the state is to have its name; return what is raised."""
+    spreading = start(world, config)
+    assert spreading.saver is not None, "there are several ranks"
+    move = Path.replace
+
+    def refuse(path: Path, target: Path) -> Path:
+        if path.is_dir():
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        return move(path, target)
+
+    parts = spreading.holder, spreading.optimizer
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Path, "replace", refuse)
+        try:
+            save_state(directory, 3, *parts, {"step": 3}, spreading.saver)
+            spreading.saver.finish()
+        except StorageError as error:
+            return str(error)
+    return None
+
+
+@pytest.mark.parametrize("async_save", [True, False])
+def test_a_disk_that_refuses_the_name_is_told(pair: Team, tmp_path: Path, async_save: bool) -> None:
+    config = ParallelConfig(dp=2, async_save=async_save)
+    told, silent = pair.run(save_without_a_name, config, tmp_path)
+    assert told is not None
+    assert f"to be able to write `{tmp_path / 'step_00000003'}`" in told
+    assert "No space left" in told
+    assert silent is None
+    assert saved_steps(tmp_path) == []
 
 
 def die_after_a_save(world: World, config: ParallelConfig, directory: Path, steps: int) -> None:

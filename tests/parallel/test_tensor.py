@@ -156,6 +156,10 @@ def test_another_zero_stage_is_refused() -> None:
         SplitRows(split)
 
 
+def test_a_part_without_parameters_cuts_none() -> None:
+    assert SplitModel(make_model(Setting()), Mesh(), {}).cuts == {}
+
+
 def other_rows(world: World, tokens: int, extra: int) -> None:
     split = SplitModel(make_model(Setting()), Mesh(ParallelConfig(tp=2), world))
     split.model(torch.arange(tokens)[None] + extra * world.rank)

@@ -96,8 +96,32 @@ def test_group_without_variance_follows_the_policy(reward: float, size: int) -> 
     assert zeroed.counts["no_variance"] == 1
     assert assigned_values(group, algorithm(zero_variance="zero")) == [0.0] * size
     assert not zeroed.has_signal
-    kept = assigned_values(group, algorithm(zero_variance="keep"))
-    assert kept == pytest.approx([0.0] * size, abs=1e-9)
+    for epsilon in (1e-6, 0.0):
+        kept = algorithm(zero_variance="keep", std_epsilon=epsilon)
+        assert assigned_values(group, kept) == [0.0] * size
+
+
+@pytest.mark.parametrize("method", ["grpo", "mean", "rloo"])
+def test_rewards_that_differ_by_rounding_alone_are_equal(method: str) -> None:
+    rewards = [0.3 - 0.2, 0.1, 0.1]
+    assert max(rewards) > min(rewards)
+    for scale in (1e-9, 1.0, 1e9):
+        group = make_group([scale * reward for reward in rewards])
+        kept = algorithm(method=method, zero_variance="keep", std_epsilon=0.0)
+        assert assigned_values(group, kept) == [0.0] * 3
+        dropped = assign_advantages([group], algorithm(method=method))
+        assert dropped.counts["dropped_no_variance"] == 1
+    # A difference that is small and none of rounding is scaled up as any other.
+    assert group_advantages(
+        [0.1 + 1e-9, 0.1], AdvantageConfig(std="population", std_epsilon=0.0)
+    ) == pytest.approx([1.0, -1.0])
+
+
+def test_rewards_without_a_finite_deviation_are_refused() -> None:
+    group = make_group([1e200, -1e200])
+    with pytest.raises(SampleError, match=r"from -1e\+200 to 1e\+200"):
+        assign_advantages([group], algorithm())
+    assert assigned_values(group, algorithm(method="mean")) == [1e200, -1e200]
 
 
 def test_only_keep_lets_a_length_penalty_speak_in_a_group_of_equal_outcomes() -> None:

@@ -25,10 +25,11 @@ from fivefold.envs.task import name_group
 from fivefold.errors import ConfigError, MissingFileError
 from fivefold.metrics import read_metrics
 from fivefold.report.block import draw_block
-from fivefold.rl.attempt import UnjudgedError, name_problems
+from fivefold.rl.attempt import name_problems
 from fivefold.rl.attempt_config import AttemptedConfig, AttemptsConfig, DumpCountsConfig
 from fivefold.rl.attempt_stage import AttemptsStage, DumpCountsStage
 from fivefold.rl.dump import write_dump
+from fivefold.rl.reason import UnjudgedError
 from fivefold.rl.rollout import Rollout
 from fivefold.rl.sample import NOT_SAMPLED
 from fivefold.rl.solve_count import count_dumps, problem_of_group

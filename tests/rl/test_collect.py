@@ -14,11 +14,13 @@ from toy import ToySource, run_toy, supply_of, toy_config
 from fivefold.config import validate
 from fivefold.errors import ConfigError, MismatchError
 from fivefold.metrics import read_metrics
+from fivefold.rl import preset
 from fivefold.rl.collect import Collected, Collector
 from fivefold.rl.config import AdvantageConfig
 from fivefold.rl.loop_config import LoopConfig, SamplingConfig
 from fivefold.rl.progress import NoSignalError, Progress, note_no_signal
 from fivefold.rl.prompt import Judgement, Prompt, PromptStream, judge_safely
+from fivefold.rl.reason import UnjudgedError
 from fivefold.rl.rollout import Ask, seed_of
 from fivefold.serve.request import TokenLogprob, VersionSpan
 from fivefold.serve.worker import Completion
@@ -121,6 +123,55 @@ def test_value_beside_a_failure_is_dropped() -> None:
     assert found == Judgement(None, "infra", "timed out")
 
 
+class HangingSource(ToySource):
+    """Each judgement takes until it is given up; those after the first few take for ever."""
+
+    def __init__(self, ends_after: int) -> None:
+        super().__init__()
+        self.left = ends_after
+
+    async def _judge(self, response: Sequence[int]) -> Judgement:
+        self.left -= 1
+        if self.left < 0:
+            await asyncio.Event().wait()
+        return Judgement(None, "infra", "timed_out: no result within 5 s")
+
+
+def test_judge_that_hangs_is_told_at_once_and_ends_the_batch_before_all_have_hung(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    config = toy_config(sampling=sampling(unjudged_limit=6))
+    with pytest.raises(UnjudgedError) as refusal:
+        collect(HangingSource(ends_after=6), config)
+    message = str(refusal.value)
+    assert "6 of the first 6 that cannot; 6 times infra: timed_out: no result" in message
+    assert "`verifier.limit_seconds`" in message
+    assert "`sampling.unjudged_limit`" in message
+    assert "a rollout of `toy#0` is left out, infra: timed_out" in caplog.text
+
+
+def test_failures_end_the_batch_where_they_are_most_and_many() -> None:
+    # Of 16, 9 fail; of the first 14, as many as do not.
+    mostly = [1.0, None] * 7 + [None, None]
+    for limit, rewards in ((9, mostly), (8, mostly), (1, [None])):
+        config = toy_config(sampling=sampling(unjudged_limit=limit, refill_rounds=0))
+        with pytest.raises(UnjudgedError):
+            collect(taking_turns(*rewards), config)
+    for limit, rewards in ((10, mostly), (1, [1.0, None])):
+        config = toy_config(sampling=sampling(unjudged_limit=limit, refill_rounds=0))
+        assert collect(taking_turns(*rewards), config).counts["infra"] >= 8
+
+
+def test_failures_end_no_batch_that_rewards_do_not_judge() -> None:
+    config = toy_config(sampling=sampling(unjudged_limit=1, refill_rounds=0))
+    source = ToySource(lambda ids: None)
+    # Rollouts without a reward stay for a teacher, whose algorithm has no advantage.
+    algorithm = preset.distil()
+    config = config.model_copy(update={"algorithm": algorithm})
+    collected = collect(source, config, needs_rewards=False)
+    assert collected.counts["infra"] == len(collected.rollouts) == 4
+
+
 def test_group_with_too_few_judged_is_dropped_and_made_up_for() -> None:
     # 4 x (x . . .), then all are judged: 12 of 16 fail in round 1.
     first = [1.0, None, None, None] * 4
@@ -152,7 +203,9 @@ def test_refill_is_bounded_and_draws_what_is_missing() -> None:
     assert len(collected.rollouts) == 28
 
 
-def test_log_probability_that_is_no_number_breaks_its_rollout_alone() -> None:
+def test_log_probability_that_is_no_number_breaks_its_rollout_alone(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     def answer(n: int, ask: Ask) -> dict[str, Any]:
         if n % 4:
             return {}
@@ -162,6 +215,11 @@ def test_log_probability_that_is_no_number_breaks_its_rollout_alone() -> None:
     assert collected.counts["broken"] == 4
     assert len(collected.rollouts) == 12
     assert all(np.isfinite(r.rollout_logprobs).all() for r in collected.rollouts)
+    # One kind of reason for all groups, told once.
+    ((kind, times),) = collected.reasons.items()
+    assert (times, len(caplog.records)) == (4, 1)
+    assert "a rollout of `toy#0` is left out" in caplog.text
+    assert "found nan at token 2" in collected.examples[kind]
 
 
 def test_tokens_of_two_versions_are_refused() -> None:

@@ -14,7 +14,6 @@ from fivefold.errors import CorruptFileError
 from fivefold.metrics import read_metrics
 from fivefold.models.transformer import Transformer
 from fivefold.rl.dump import dumped_batches, read_dump, read_judged, write_dump
-from fivefold.rl.forward import PolicyForward
 from fivefold.rl.learner import PolicyLearner, split_groups
 from fivefold.rl.loop_config import LoopConfig, RecordConfig, SamplingConfig
 from fivefold.rl.mismatch import Mismatch
@@ -96,24 +95,26 @@ def test_replayed_dump_gives_the_gradients_of_its_batch(mode: str, tmp_path: Pat
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
-def test_replayed_routing_changes_the_numbers_of_another_router(tmp_path: Path) -> None:
+def test_replayed_routing_makes_a_learner_of_another_router_take_the_engine_s_experts(
+    tmp_path: Path,
+) -> None:
     config = toy_config(1)
-    sampling = config.sampling.model_copy(update={"replays_routing": True})
-    run_toy(tmp_path, config.model_copy(update={"sampling": sampling}))
+    replaying = config.model_copy(
+        update={"sampling": config.sampling.model_copy(update={"replays_routing": True})}
+    )
+    run_toy(tmp_path, replaying)
     samples, _ = read_dump(tmp_path / "state" / "rollouts" / "batch_00000001.npz")
     model = toy_model()
     for name, buffer in model.named_buffers():
         if name == "layers.1.mlp.gate.e_score_correction_bias":
             buffer.copy_(torch.tensor([9.0, 0.0, 0.0, 8.0]))
-    (packed,) = learner_of(model, config).pack(samples)
-    forwards = [
-        PolicyForward(model, temperature=1.0, chunk_tokens=64, replays_routing=replays)
-        for replays in (True, False)
-    ]
-    engine = packed.streams.rollout_logprobs_N
-    replayed, own = (forward.logprobs(packed, samples) for forward in forwards)
-    assert float((replayed - engine).abs().max()) < 1e-5
-    assert float((own - engine).abs().max()) > 1e-3
+    largest = {}
+    for name, choice in (("replayed", replaying), ("own", config)):
+        learner, found = learner_of(model, choice), list[Mismatch]()
+        learner.accumulate(samples, learner.pack(samples), found)
+        largest[name] = max(mismatch.largest_log_rho for mismatch in found)
+    assert largest["replayed"] < 1e-5
+    assert largest["own"] > 1e-3
 
 
 def test_run_leaves_the_rewards_of_groups_that_did_not_train(tmp_path: Path) -> None:

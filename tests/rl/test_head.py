@@ -233,6 +233,24 @@ def test_token_without_a_number_is_counted_apart_and_in_no_sum() -> None:
     assert nothing.metrics() == {"rho_nan_tokens": whole.tokens}
 
 
+@pytest.mark.parametrize(
+    ("trainer", "engine"), [(-2000.0, -1.0), (-1.0, -500.0), (-1.0, -1000.0), (-math.inf, -1.0)]
+)
+def test_mismatch_beyond_the_range_of_a_float_still_has_its_other_numbers(
+    trainer: float, engine: float
+) -> None:
+    (packed,) = pack_samples(make_batch(4), 99, 9, dtype=torch.float64)
+    every_N = torch.ones_like(packed.streams.rollout_logprobs_N)
+    streams = dataclasses.replace(packed.streams, rollout_logprobs_N=engine * every_N)
+    metrics = measure_mismatch(trainer * every_N, streams).metrics()
+    assert "rho_effective_fraction" not in metrics
+    assert metrics["engine_kl_nats"] == engine - trainer
+    assert metrics["rho_outside_fraction"] == 1
+    # As far as a float goes, equal weights are worth all their tokens.
+    near = measure_mismatch((engine + 350) * every_N, streams).metrics()
+    assert near["rho_effective_fraction"] == pytest.approx(1, rel=1e-9)
+
+
 def test_mismatch_of_no_token_has_no_numbers() -> None:
     (packed,) = pack_samples([make_batch(1)[0]], 99, 1)
     nothing = dataclasses.replace(packed.streams, mask_N=torch.zeros_like(packed.streams.mask_N))

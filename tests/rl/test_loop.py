@@ -161,13 +161,6 @@ def test_optimizer_is_forgotten_after_a_push_where_asked(policy: str, tmp_path: 
     assert is_empty == (policy == "each_push")
 
 
-def test_replayed_routing_makes_the_trainer_take_the_engine_s_experts(tmp_path: Path) -> None:
-    config = toy_config(4, sampling=sampling(replays_routing=True))
-    _, progress = run_toy(tmp_path, config)
-    assert progress.updates == 4
-    assert max(values_of(tmp_path, "rl/rho_largest_log_nats")) < 1e-4
-
-
 def test_batch_may_exceed_the_engine_s_queue(tmp_path: Path) -> None:
     small = DETERMINISTIC.model_copy(update={"most_waiting": 5})
     one, _ = run_toy(tmp_path / "small", toy_config(2, engine=small))

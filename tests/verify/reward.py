@@ -21,6 +21,11 @@ def explained(answer: str, arguments: dict[str, Any]) -> tuple[float, str]:
     return 0.5, f"half of {answer}"
 
 
+def distance(answer: str, arguments: dict[str, Any]) -> float:
+    """Give minus the distance from a number; no answer is as bad as the farthest."""
+    return -abs(float(answer or arguments["worst"]) - arguments["wanted"])
+
+
 def numpy_scalar(answer: str, arguments: dict[str, Any]) -> Any:
     return np.float32(0.25)
 

@@ -15,6 +15,7 @@ from fivefold.text.parse import parse_text
 from fivefold.verify.answer import find_answer, find_boxes
 from fivefold.verify.config import (
     AllSpec,
+    AnswerPlace,
     ExactSpec,
     FormatSpec,
     FunctionSpec,
@@ -30,6 +31,13 @@ from fivefold.verify.verdict import Verdict, infra, invalid, scored
 from fivefold.verify.verifier import Verifier
 
 REWARD = str(Path(__file__).with_name("reward.py"))
+UNREADABLE = (
+    r"\frac{1}{",
+    r"\sqrt{",
+    r"\begin{cases} x=1 \\ y=2",
+    r"\begin{cases} x=1 \\ y=2 \end{cases}",
+)
+"""Answers that math-verify cannot read; from the last two it would pick the 2."""
 
 
 def turn(text: str, *, is_thinking: bool = False) -> TurnEnd:
@@ -179,6 +187,19 @@ def test_function_states(verifier: Verifier, spec: VerifierSpec, expected: Verdi
     assert verifier.counts[key] == before + 1
 
 
+@pytest.mark.parametrize("place", ["content", "boxed", "tag"])
+@pytest.mark.parametrize("text", ["", " \n", "7</think>", "7", r"\boxed{7}"])
+def test_function_is_asked_about_a_turn_without_an_answer(
+    verifier: Verifier, place: AnswerPlace, text: str
+) -> None:
+    """Where every reward is negative, 0 for silence would be the best of all."""
+    judged = function("distance", wanted=7, worst=100).model_copy(update={"answer_in": place})
+    silent = turn(text, is_thinking=True)
+    assert verifier.verify(silent, judged) == scored(-93, "by the reward function")
+    both = AllSpec(parts=(judged, judged))
+    assert verifier.verify(silent, both).value == 93**2
+
+
 @pytest.mark.parametrize(
     ("gold", "answer", "value"),
     [
@@ -211,8 +232,41 @@ def test_tower_of_powers_is_infra_and_the_next_answer_is_judged(verifier: Verifi
 
 
 def test_task_whose_own_answer_is_no_mathematics_is_invalid(verifier: Verifier) -> None:
-    for gold in ("$$", "}", "x" * 3000):
-        assert verifier.verify(turn(r"\boxed{1}"), MathsSpec(gold=gold)).state == "invalid"
+    for gold in ("$$", "}", "x" * 3000, *UNREADABLE):
+        assert verifier.verify(turn(r"\boxed{2}"), MathsSpec(gold=gold)).state == "invalid"
+
+
+def test_unreadable_gold_equals_its_own_text() -> None:
+    pytest.importorskip("math_verify")
+    from fivefold.verify.symbolic import compare
+
+    for gold in UNREADABLE:
+        assert compare(gold, {"gold": gold}) == [1, "equal"]
+
+
+@pytest.mark.parametrize("gold", [r"\text{Tuesday}", r"\text{(B)}", "no solution", r"\emptyset"])
+def test_words_are_golds_that_an_answer_may_miss(verifier: Verifier, gold: str) -> None:
+    assert verifier.verify(turn(r"\boxed{2}"), MathsSpec(gold=gold)).value == 0
+
+
+@pytest.mark.parametrize("error", [MemoryError, RecursionError])
+@pytest.mark.parametrize("gold", ["x", r"\frac{x}{1}"])
+def test_exhausted_resources_are_no_wrong_answer(
+    monkeypatch: pytest.MonkeyPatch, error: type[Exception], gold: str
+) -> None:
+    pytest.importorskip("math_verify")
+    from math_verify import parser
+
+    from fivefold.verify.symbolic import compare
+
+    def exhaust(*_: object, **__: object) -> None:
+        raise error
+
+    assert compare(r"\frac{y}{1}", {"gold": gold})[0] == 0
+    parser.parse_latex_cached.cache_clear()
+    monkeypatch.setattr(parser, "latex2sympy", exhaust)
+    with pytest.raises(error):
+        compare(r"\frac{y}{1}", {"gold": gold})
 
 
 def test_forms_agree_with_math_verify() -> None:

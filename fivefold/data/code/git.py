@@ -1,10 +1,10 @@
-"""Reads a git repository by git's own plumbing: trees, contents, and the history of its main line.
+r"""Reads a git repository by git's own plumbing: trees, contents, and the history of its main line.
 
 One process answers for all contents (`cat-file --batch`), one for the whole history (`log --raw`
 with blob ids), so that a history of thousands of changes takes seconds. Nothing is checked out and
 nothing written; bare repositories do as well.
 
-Names and messages that are no UTF-8 come with their odd bytes escaped, as in `caf\\xe9.py`.
+Names and messages that are no UTF-8 come with a `\x` escape for each odd byte.
 
 Surprise: a merge has no diff by default. Against its first parent it is what the pull request
 brought, which is what we are after.

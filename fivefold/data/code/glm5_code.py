@@ -25,7 +25,7 @@ from fivefold.data.code.repository import CodeShard, digest_repository
 from fivefold.data.curate.account import check_chain
 from fivefold.data.curate.dclm_baseline import Curated, digest_file
 from fivefold.data.curate.decontaminate import decontamination_parts
-from fivefold.data.curate.run import CurationRun, name_folders
+from fivefold.data.curate.run import CurationRun, name_folders, remove_results, write_results
 from fivefold.stage import Track
 
 if TYPE_CHECKING:
@@ -48,6 +48,7 @@ def run_glm5_code(
         CorruptFileError: a repository or a file of rows is damaged.
         QuarantineError: steps failed on too many files, or changes.
     """
+    remove_results(out)
     run = _Run(shards, config, out, track)
     run.index_benchmarks()
     run.read()
@@ -58,11 +59,10 @@ def run_glm5_code(
     documents = [*run.pack(), *run.mine_issues()]
     issues = [(name, one) for name, one in run.accounts.items() if name in _OF_ISSUES]
     chain = [(name, one) for name, one in run.accounts.items() if name not in _OF_ISSUES]
+    write_results(out, run.accounts, run.summary)
     check_chain(chain, config.max_quarantined)
     if issues:
         check_chain(issues, config.max_quarantined)
-    write_json(out / "accounts.json", {name: one.to_json() for name, one in run.accounts.items()})
-    write_json(out / "summary.json", run.summary.to_json())
     return Curated(documents, run.accounts, run.summary, run.empty_shards("read"))
 
 

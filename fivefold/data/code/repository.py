@@ -172,7 +172,9 @@ def digest_repository(shard: CodeShard) -> str:
     )
     digest = xxhash.xxh3_128()
     for file in files:
-        digest.update(f"{file.relative_to(shard.path.parent).as_posix()}\0".encode())
+        digest.update(
+            f"{file.relative_to(shard.path.parent).as_posix()}\0".encode(errors="surrogatepass")
+        )
         digest.update(_read(file) if file.is_file() else b"")
     return digest.hexdigest()
 

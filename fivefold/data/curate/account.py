@@ -195,6 +195,6 @@ def check_chain(accounts: Iterable[tuple[str, Account]], max_quarantined: float)
             expected=f"at most {max_quarantined:.2%} of {total} documents to fail",
             found=f"{len(poisoned)}, the first at step `{name}`, document {first['id']} "
             f"({first['url']}): {first['trace'].strip().splitlines()[-1].rstrip('.')}",
-            fix="Read the traces with `fivefold data inspect OUT --dropped-by quarantined`, correct "
-            "or leave out that input, or raise `max_quarantined`",
+            fix="Read the traces with `fivefold data inspect OUT --dropped-by quarantined`, then "
+            "correct or leave out that input, or raise `max_quarantined`",
         )

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from fivefold.data.archive import corrupt_archive, read_members
+from fivefold.data.archive import read_members
 from fivefold.data.curate.config import ExtractConfig
 from fivefold.data.curate.shard import Shard, page_form
 from fivefold.data.curate.warc import read_warc
@@ -104,7 +104,11 @@ def _read_page(shard: Shard, config: ExtractConfig) -> Iterator[RawPage | Docume
         try:
             content = gzip.decompress(content)
         except (OSError, EOFError, zlib.error) as error:
-            raise corrupt_archive(shard.path, str(error)) from error
+            raise CorruptFileError(
+                expected=f"a whole gzip file at `{shard.path}`",
+                found=str(error),
+                fix="Copy the file again, or leave it out of the sources",
+            ) from error
     yield from _pages(shard, shard.name, content, shard.form, config)
 
 

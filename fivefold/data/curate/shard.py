@@ -1,9 +1,9 @@
 """What goes into curation: the files behind paths and catalogue names, each with a way to read it.
 
 A shard is one file: a WARC, a package archive, rows (JSON lines, Parquet) or a page (HTML, plain
-text), gzipped or not. A directory stands for every such file below it. The order of shards is that of their
-sources and names, whatever the file system says. A shard is the smallest share of work: crawls come
-as many files; a single huge one should be split.
+text, PDF; also gzipped). A directory stands for every such file below it; others are counted. The
+order of shards is that of their sources and names, whatever the file system says. A shard is the
+smallest share of work: crawls come as many files; a single huge one should be split.
 """
 
 import logging

@@ -26,7 +26,7 @@ from fivefold.config import hash_config
 from fivefold.data.curate.account import check_chain
 from fivefold.data.curate.dclm_baseline import Curated, digest_file
 from fivefold.data.curate.decontaminate import decontamination_parts
-from fivefold.data.curate.run import CurationRun, name_folders
+from fivefold.data.curate.run import CurationRun, name_folders, remove_results, write_results
 from fivefold.data.curate.shard import Shard
 from fivefold.data.long.config import LongConfig
 from fivefold.data.long.entropylong import CEILING
@@ -56,19 +56,19 @@ def run_midtrain_long(
         ConfigError: a model that cannot be opened, or whose context is too short.
         QuarantineError: a method failed on too many documents.
     """
+    remove_results(out)
     run = _Run(long_stage_folders(shards, config, out), config, track)
     run.prepare(shards)
     for method in run.methods:
         run.synthesise(method)
-    run.check()
     summary = run.summary()
+    write_results(out, run.accounts, summary)
+    run.check()
     documents = [
         file
         for method in run.methods
         for file in sorted((run.folders[method] / "documents").glob("*.jsonl.zst"))
     ]
-    write_json(out / "accounts.json", {name: one.to_json() for name, one in run.accounts.items()})
-    write_json(out / "summary.json", summary.to_json())
     write_json(out / "statistics.json", {n: one.to_json() for n, one in run.statistics.items()})
     if "mrcr" in run.methods:
         _join_conversations(run.folders["mrcr"] / "conversations", out / "conversations.jsonl")

@@ -19,7 +19,7 @@ from fivefold.config import Config
 from fivefold.data.curate.account import check_chain
 from fivefold.data.curate.dclm_baseline import Curated, digest_file, digest_shards
 from fivefold.data.curate.decontaminate import decontamination_parts
-from fivefold.data.curate.run import CurationRun, name_folders
+from fivefold.data.curate.run import CurationRun, name_folders, remove_results, write_results
 from fivefold.data.curate.shard import Shard, find_shards
 from fivefold.data.long.config import ModelSource
 from fivefold.data.maths.calibration import Calibration, calibration_from_json
@@ -54,6 +54,7 @@ def run_glm5_math(
     """
     from fivefold.data.curate.summary import read_summary
 
+    remove_results(out)
     run = _Run(shards, config, out, track)
     run.prepare()
     run.extract()
@@ -63,10 +64,9 @@ def run_glm5_math(
     run.score(files)
     documents = run.select(files)
     accounts = run.stages.accounts
-    check_chain(list(accounts.items()), config.max_quarantined)
     summary = read_summary(run.folders["select"] / "summary", len(files))
-    write_json(out / "accounts.json", {name: one.to_json() for name, one in accounts.items()})
-    write_json(out / "summary.json", summary.to_json())
+    write_results(out, accounts, summary)
+    check_chain(list(accounts.items()), config.max_quarantined)
     run.report(out, len(files))
     return Curated(documents, accounts, summary, run.stages.empty_shards("extract"))
 

@@ -24,7 +24,7 @@ from fivefold.data.curate.dclm_baseline import (
     digest_shards,
     page_parts,
 )
-from fivefold.data.curate.run import CurationRun, name_folders
+from fivefold.data.curate.run import CurationRun, name_folders, remove_results, write_results
 from fivefold.data.curate.shard import Shard
 from fivefold.data.web.classifier import digest_classifier
 from fivefold.data.web.config import Kind, ReferenceConfig, WebConfig
@@ -51,16 +51,16 @@ def run_glm5_web(
     """
     from fivefold.data.curate.summary import read_summary
 
+    remove_results(out)
     references = find_needed(config)
     run = CurationRun(web_stage_folders(shards, references, config, out), config, track)
     documents = curate_pages(run, shards, config)
     _score_quality(run, documents, references, config)
     _score_vectors(run, documents, references, config)
     documents = _select(run, documents, config)
-    check_chain(list(run.accounts.items()), config.max_quarantined)
     summary = read_summary(run.folders["select"] / "summary", len(documents))
-    write_json(out / "accounts.json", {name: one.to_json() for name, one in run.accounts.items()})
-    write_json(out / "summary.json", summary.to_json())
+    write_results(out, run.accounts, summary)
+    check_chain(list(run.accounts.items()), config.max_quarantined)
     plan = read_json(run.folders["tier"] / "plan.json")
     assert plan, "the stage `tier` wrote it"
     kept = sum(tier["documents"] for tier in plan["tiers"].values())

@@ -2,12 +2,16 @@
 
     context = ContextParallel(mesh, model)              once; all ranks alike
     around = context.surroundings(model, positions_BT, documents_BT)    a microbatch
+    dealt = context.deal(model, positions_BT, documents_BT)     or, where it runs in stages, first
+    around = context.surroundings(model, positions_BT, documents_BT, dealt=dealt)       a stage
     model(around.shard.take(ids_BT), around=around)     hidden states of this rank's tokens
 
 Labels, and the tokens ahead that the MTP layer reads, are made from whole rows and taken
 (`around.shard.take`) after that, so that they cross the borders of shards. Losses divide by counts
 of the whole step; a rank's is that of its own labels, and losses and gradients of ranks add up.
 """
+
+from typing import NamedTuple
 
 import numpy as np
 from torch import Tensor
@@ -21,8 +25,8 @@ from fivefold.parallel.context.assignment import Order, assign
 from fivefold.parallel.context.attention import ContextAttention, ContextSurroundings, Form
 from fivefold.parallel.context.exchange import swap_flat
 from fivefold.parallel.context.heads import HeadContextAttention
-from fivefold.parallel.context.pieces import document_parts
-from fivefold.parallel.context.shard import make_shard
+from fivefold.parallel.context.pieces import DocumentPart, document_parts
+from fivefold.parallel.context.shard import TokenShard, make_shard
 from fivefold.parallel.context.two_phase import TwoPhase
 from fivefold.parallel.context.work import token_work, visible_keys
 from fivefold.parallel.mesh import Mesh
@@ -41,6 +45,15 @@ _OVER_TOKENS: dict[type[LatentAttention], type[ContextAttention]] = {
     HeadParallelAttention: HeadContextAttention,
 }
 """What attention becomes where ranks share the tokens."""
+
+
+class Dealt(NamedTuple):
+    """What takes long to find of a microbatch's surroundings and little to keep."""
+
+    shard: TokenShard
+    """This rank's tokens."""
+    parts: list[DocumentPart]
+    """Their documents."""
 
 
 class ContextParallel:
@@ -77,15 +90,35 @@ class ContextParallel:
         documents_BT: Tensor | None,
         *,
         indexer: IndexerMode = "frozen",
+        dealt: Dealt | None = None,
     ) -> ContextSurroundings:
-        """Deal a microbatch's tokens and prepare what the layers share.
+        """Deal a microbatch's tokens, unless they are `dealt`; prepare what the layers share.
 
-        Arguments are those of `Transformer.surroundings`, of the WHOLE rows and alike on all ranks
-        along `cp`; the result's `shard` is this rank's part.
+        Other arguments are those of `Transformer.surroundings`, of the WHOLE rows and alike on all
+        ranks along `cp`; the result's `shard` is this rank's part.
 
         Raises:
             ConfigError: fewer tokens than ranks, or rows that tensor ranks do not divide.
         """
+        if dealt is None:
+            dealt = self.deal(model, positions_BT, documents_BT, indexer=indexer)
+        positions_1N = dealt.shard.take(positions_BT)
+        turn_BTR = rotary_angles(positions_1N, model.speeds_R, model.rotary_factor)
+        tokens = positions_BT.shape[1]
+        whole = make_surroundings(
+            turn_BTR, documents_BT, None, queries=tokens, absorbed=False, indexer=indexer
+        )
+        return ContextSurroundings(**vars(whole), **dealt._asdict(), form=self.form)
+
+    def deal(
+        self,
+        model: Transformer,
+        positions_BT: Tensor,
+        documents_BT: Tensor | None,
+        *,
+        indexer: IndexerMode = "frozen",
+    ) -> Dealt:
+        """Deal a microbatch's tokens; arguments and errors are those of `surroundings`."""
         rows, tokens = positions_BT.shape
         check_row(tokens, self.tensor_ranks)
         documents = np.zeros((rows, tokens), dtype=np.int8)
@@ -98,13 +131,7 @@ class ContextParallel:
         work = token_work(model.config, stage)
         assignment = assign(self.order, documents, self.group.size, work, self.tensor_ranks)
         shard = make_shard(assignment, rows, tokens, self.group, self.exchange, positions_BT.device)
-        positions_1N = shard.take(positions_BT)
-        turn_BTR = rotary_angles(positions_1N, model.speeds_R, model.rotary_factor)
-        whole = make_surroundings(
-            turn_BTR, documents_BT, None, queries=tokens, absorbed=False, indexer=indexer
-        )
-        parts = document_parts(shard.runs, documents)
-        return ContextSurroundings(**vars(whole), shard=shard, parts=parts, form=self.form)
+        return Dealt(shard, document_parts(shard.runs, documents))
 
 
 def check_attention(attention: LatentAttention, form: Form, ranks: int) -> None:

@@ -6,7 +6,7 @@ another fills up with blank ones. They pass through the stages as others do, but
 metric sees them, and their gradients are zero.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,13 +26,13 @@ class BlankMicrobatch:
     """Token ids, int64."""
     ahead_BT: list[Tensor]
     """For MTP depth k = 1, 2, ...: the token k places ahead."""
-    around: Surroundings
-    """Who sees whom."""
+    surround: Callable[[], Surroundings]
+    """Works out who sees whom."""
 
 
 def blank_of(batch: Microbatch) -> BlankMicrobatch:
     """Return a blank microbatch of these inputs."""
-    return BlankMicrobatch(batch.ids_BT, batch.ahead_BT, batch.around)
+    return BlankMicrobatch(batch.ids_BT, batch.ahead_BT, batch.surround)
 
 
 @dataclass(frozen=True)

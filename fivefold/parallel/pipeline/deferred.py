@@ -168,7 +168,7 @@ class _DeferredExperts(torch.autograd.Function):
         torch.mul(grad_act_PF, F.silu(gate), out=grad_hidden_PF[:, width:])
         grad_hidden_PF[:, :width] = torch.ops.aten.silu_backward(grad_act_PF.mul_(up), gate)
         grad_x_PD = experts.grouped_product(grad_hidden_PF, gate_up_EFD, ctx.parts)
-        compute = functools.partial(_expert_gradients, ctx.parts, len(gate_up_EFD))
+        compute = functools.partial(_expert_gradients, ctx.parts, gate_up_EFD, down_EDF)
         kept = x_PD, grad_hidden_PF, weighted_PF, grad_PD
         ctx.store.put(Deferred((gate_up_EFD, down_EDF), compute, kept))
         grad_weight_TA = grad_weight_P[place_TA.flatten()].view_as(place_TA)
@@ -177,16 +177,15 @@ class _DeferredExperts(torch.autograd.Function):
 
 def _expert_gradients(
     parts: list[tuple[int, slice]],
-    count: int,
+    gate_up_EFD: Tensor,
+    down_EDF: Tensor,
     x_PD: Tensor,
     grad_hidden_PF: Tensor,
     weighted_PF: Tensor,
     grad_PD: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """Return the gradients of the gate-up and the down stack; experts without rows have none."""
-    gate_up_EFD = x_PD.new_zeros(count, grad_hidden_PF.shape[1], x_PD.shape[1])
-    down_EDF = x_PD.new_zeros(count, grad_PD.shape[1], weighted_PF.shape[1])
-    for expert, part in parts:
-        gate_up_EFD[expert] = product(grad_hidden_PF[part].T, x_PD[part])
-        down_EDF[expert] = product(grad_PD[part].T, weighted_PF[part])
-    return gate_up_EFD, down_EDF
+    """Return the gradients of the gate-up and the down stack."""
+    return (
+        experts.weight_gradient(grad_hidden_PF, x_PD, gate_up_EFD, parts),
+        experts.weight_gradient(grad_PD, weighted_PF, down_EDF, parts),
+    )

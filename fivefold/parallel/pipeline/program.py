@@ -6,7 +6,7 @@ the step's loss, with denominators of the whole step, so that shares add up over
 stages, data and context ranks without a further factor.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
@@ -33,8 +33,8 @@ class Microbatch(Protocol):
         ...
 
     @property
-    def around(self) -> Surroundings:
-        """Who sees whom, which the layers of all stages share."""
+    def surround(self) -> Callable[[], Surroundings]:
+        """Works out who sees whom, which each forward does for itself."""
         ...
 
 

@@ -57,7 +57,7 @@ class ModelStage(nn.Module):
 
     def forward(self, microbatch: Microbatch, states: tuple[Tensor, ...]) -> StageResult:
         """Run the pieces on what the stage before has sent: the main state, then one a depth."""
-        around = microbatch.around
+        around = microbatch.surround()
         seen = Seen(self.routers_below)
         if self.part.embeds:
             assert self.embed_tokens is not None, "the first stage holds the embedding"

@@ -4,6 +4,7 @@
 
 import subprocess
 from collections.abc import Mapping
+from datetime import datetime, timedelta, timezone
 from math import log
 from pathlib import Path
 
@@ -240,6 +241,12 @@ def test_a_dump_gives_the_issue_and_its_date(repository: Repository, tmp_path: P
     assert text == "<issue> #12 Crash on empty\nIt says: no len of None here\nsame for me\n"
     dump.write_text(row % "2031-01-01")
     assert mine(repository, read_dump(str(dump), "site"))[0].reason == "issue.created_after"
+    committed = datetime.fromisoformat(next(GitRepository(repository.root).history(1)).date)
+    for minutes, zone, reason in ((-1, 14, ""), (1, -12, "issue.created_after")):
+        moment = committed + timedelta(minutes=minutes)
+        created = moment.astimezone(timezone(timedelta(hours=zone))).isoformat()
+        dump.write_text(row % created)
+        assert mine(repository, read_dump(str(dump), "site"))[0].reason == reason
     dump.write_text('{"number": 1}\n')
     with pytest.raises(CorruptFileError, match="line 1"):
         read_dump(str(dump), "site")

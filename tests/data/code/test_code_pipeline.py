@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ from code_builder import Repository, python_text
 
 from fivefold.data.code.concatenate import PackedFile, pack_repository, unpack
 from fivefold.data.code.config import (
+    AdmitConfig,
     CodeClassifierConfig,
     CodeConfig,
     FimConfig,
@@ -21,11 +23,12 @@ from fivefold.data.code.config import (
 from fivefold.data.code.glm5_code import run_glm5_code, stage_folders
 from fivefold.data.code.metadata import digest_of
 from fivefold.data.code.repository import CodeShard, digest_repository, find_repositories
-from fivefold.data.code.step import decode
+from fivefold.data.code.step import AdmitFiles, ReadRepositories, decode
 from fivefold.data.command_line import DATA_COMMANDS
 from fivefold.data.curate.account import QuarantineError
 from fivefold.data.curate.config import ClassifierTrainingConfig
 from fivefold.data.curate.dclm_baseline import Curated
+from fivefold.data.curate.extract_step import WriteTask
 from fivefold.data.document import Document, read_documents
 from fivefold.errors import ConfigError, CorruptFileError, MissingFileError
 
@@ -230,6 +233,20 @@ def test_a_file_on_which_a_step_fails_is_quarantined(
     monkeypatch.setattr("fivefold.data.code.step.identify", fail)
     with pytest.raises(QuarantineError, match="no such rule"):
         run(sources, CONFIG, tmp_path)
+
+
+def test_names_of_files_that_are_no_unicode_are_escaped(tmp_path: Path):
+    one = Repository(tmp_path / "one")
+    one.commit("Begin", {"one/a.py": python_text(1)})
+    for number, name in enumerate((b"caf\xe8.py", b"caf\xe9.py")):
+        Path(os.fsdecode(bytes(one.root / "one") + b"/" + name)).write_text(python_text(2 + number))
+    one.commit("Odd names", {"one/b.py": python_text(4)})
+    reader = ReadRepositories(find_repositories([one.root]), AdmitConfig(), tmp_path / "reading")
+    admit = AdmitFiles(tmp_path / "accounts", 30)
+    list(WriteTask(tmp_path).run(admit.run(reader.run())))
+    found = list(read_documents(tmp_path / "00000.jsonl.zst"))
+    assert {r"one/caf\xe8.py", r"one/caf\xe9.py"} < {one.meta["path"] for one in found}
+    assert len({one.id for one in found}) == len(found) == 4
 
 
 def test_sources_that_are_none_are_named(tmp_path: Path):

@@ -8,7 +8,8 @@ from data_builder import silent_track
 from fivefold.data.code.config import CodeConfig, PackConfig, TierConfig
 from fivefold.data.config import MixtureConfig, TokenizerTrainingConfig, TokensConfig
 from fivefold.data.corpus_config import CurateStageConfig, OwnClassifierConfig
-from fivefold.data.corpus_stage import CurateStage, group_by_name, recipe_table
+from fivefold.data.corpus_stage import CurateStage, count_kept, group_by_name, recipe_table
+from fivefold.data.curate.account import Account
 from fivefold.data.curate.config import (
     ClassifierTrainingConfig,
     CurateConfig,
@@ -305,3 +306,15 @@ def test_pages_in_tiers_come_from_the_web_and_the_maths_recipe(
             assert facts["documents"] == len(mine)
             assert {one.meta["epochs"] for one in mine} == {facts["epochs"]}
         assert list(json.loads((corpus / "accounts.json").read_text())) == [name]
+
+
+@pytest.mark.parametrize(
+    ("steps", "kept"),
+    [
+        ({"extract": 9, "dedup": 7}, 7),
+        ({"admit": 9, "select": 8, "pack": 6, "issues": 3, "issue_benchmarks": 2}, 6),
+        ({"extract": 9, "unique": 8, "nextlong": 5, "mrcr": 1}, 8),
+    ],
+)
+def test_what_stays_is_counted_in_pages_or_files(steps: dict[str, int], kept: int):
+    assert count_kept({name: Account(documents_out=out) for name, out in steps.items()}) == kept

@@ -51,6 +51,16 @@ def test_samples_show_the_span_in_its_surroundings():
     assert (sample["before"], sample["marked"], sample["after"]) == ("before ", "SPAM", " after")
 
 
+def test_a_note_of_no_length_is_no_cut():
+    account = Account()
+    account.enter("text")
+    note = Edit("metadata.realigned", 0, 0, "some/path.py")
+    account.settle("a", "u", Verdict("te", edits=(note, Edit("edit.x", 2, 4, "xt"))))
+    assert account.edits == {"metadata.realigned": 1, "edit.x": 1}
+    assert account.edited_characters == {"metadata.realigned": 0, "edit.x": 2}
+    assert account.samples["metadata.realigned"][0]["marked"] == "some/path.py"
+
+
 def test_few_samples_are_kept_and_they_do_not_depend_on_the_order():
     events = [(number, "drop.a") for number in range(30)]
     samples = play(events).samples["drop.a"]

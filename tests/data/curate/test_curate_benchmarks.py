@@ -79,6 +79,14 @@ def drops(curated: Curated) -> dict[str, int]:
     }
 
 
+def test_a_line_separator_in_a_string_does_not_end_its_json_line(tmp_path: Path):
+    rows = [{"question": "Why\u2028and how?"}, {"question": "When?"}]
+    lines = [json.dumps(row, ensure_ascii=False) for row in rows]
+    (tmp_path / "own.jsonl").write_text("\r\n".join(lines))
+    (file,) = find_benchmarks([str(tmp_path)])
+    assert [item.prompt for item in read_items(file)] == ["Why\u2028and how?", "When?"]
+
+
 @pytest.mark.parametrize("name", recipe_table())
 def test_a_planted_item_is_dropped_in_every_recipe(
     name: str, tmp_path: Path, english: Callable[[int], str], question: str, shared_data: Path

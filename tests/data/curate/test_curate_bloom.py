@@ -1,11 +1,17 @@
+from pathlib import Path
+
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fivefold.data.curate.bloom import BloomFilter
 from fivefold.data.curate.config import BloomConfig
+from fivefold.data.curate.dedup_step import DropDuplicates
 from fivefold.data.curate.paragraph_dedup import ParagraphDedup
+from fivefold.data.curate.step import document_to_page
 from fivefold.data.curate.words import unicode_segments
+from fivefold.data.document import Document
 
 
 def test_false_positives_stay_near_the_target():
@@ -27,6 +33,19 @@ def test_filling_twice_gives_the_same_filter():
         other.add(part)
     probes = np.arange(100_000, dtype=np.uint64)
     assert (one.contains(probes) == other.contains(probes)).all()
+
+
+@pytest.mark.parametrize(("expected", "is_told"), [(100, True), (4000, False)])
+def test_a_filter_that_is_too_small_is_told(
+    expected: int, is_told: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    config = BloomConfig(expected_ngrams=expected)
+    text = "\n".join(" ".join(f"w{row}x{column}" for column in range(20)) for row in range(30))
+    page = document_to_page(Document("id", text, "web"))
+    page.metadata["decision"] = ""
+    step = DropDuplicates(config, tmp_path, 30)
+    assert [one.text for one in step.run(iter([page]))]
+    assert ("raise `bloom.expected_ngrams`" in caplog.text) == is_told
 
 
 class Literal:

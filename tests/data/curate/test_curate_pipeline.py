@@ -16,7 +16,8 @@ import pytest
 from fivefold.data.curate.account import QuarantineError
 from fivefold.data.curate.config import CurateConfig
 from fivefold.data.curate.dclm_baseline import Curated, run_dclm_baseline, stage_folders
-from fivefold.data.curate.shard import find_shards
+from fivefold.data.curate.shard import Shard, find_shards
+from fivefold.data.curate.show import read_run
 from fivefold.data.curate.step import JudgeStep, PageTimeoutError, document_to_page, time_limit
 from fivefold.data.curate.verdict import Verdict
 from fivefold.data.document import Document, document_id, document_writer, read_documents
@@ -245,8 +246,20 @@ def test_too_many_failures_fail_the_run(
 
     # A rule that is broken: nothing short of breaking one makes the real steps fail.
     monkeypatch.setattr("fivefold.data.curate.step.url_reason", fail)
-    with pytest.raises(QuarantineError, match="no such rule"):
-        curate(write(tmp_path, corpus, 1), CONFIG, tmp_path / "out")
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "accounts.json").write_text('{"old": {}}')
+    with pytest.raises(QuarantineError, match=r"no such rule.*`fivefold data inspect OUT --drop"):
+        curate(write(tmp_path, corpus, 1), CONFIG, out)
+    accounts, _ = read_run(out)
+    assert len(accounts["url"].quarantined) == len(corpus)
+
+
+def test_results_of_an_earlier_run_do_not_outlive_one_that_fails(tmp_path: Path):
+    (tmp_path / "accounts.json").write_text("{}")
+    with pytest.raises(MissingFileError):
+        run_dclm_baseline([Shard(tmp_path / "none", "x", "none", "rows")], CONFIG, tmp_path)
+    assert not (tmp_path / "accounts.json").exists()
 
 
 def test_cut_and_missing_inputs_are_named(tmp_path: Path, corpus: list[Document]):

@@ -1,4 +1,6 @@
+import gzip
 import json
+import logging
 from collections.abc import Callable
 from pathlib import Path
 
@@ -105,6 +107,41 @@ def test_pages_that_cannot_be_read_go_for_a_reason(tmp_path: Path):
     }
     assert texts_of(curated) == {"u:good": "good"}
     assert curated.empty == [str(folder / "nothing.jsonl")]
+
+
+def test_a_bad_row_goes_for_a_reason_and_the_others_stay(tmp_path: Path):
+    (tmp_path / "in").mkdir()
+    rows = ['{"text": "one"}', '{"text": null}', "{", '{"text": "two"}']
+    (tmp_path / "in" / "a.jsonl").write_text("\n".join(rows) + "\n")
+    table = pyarrow.table({"text": ["three", None, "four"]})
+    pyarrow.parquet.write_table(table, tmp_path / "in" / "b.parquet")
+    curated = curate(tmp_path / "in", tmp_path / "out", ALL.model_copy(update={"tasks": 1}))
+    account = curated.accounts["extract"]
+    assert account.drops == {"extract.bad_row": 3}
+    urls = {sample["url"] for sample in account.samples["extract.bad_row"]}
+    assert urls == {"a.jsonl#2", "a.jsonl#3", "b.parquet#2"}
+    assert set(texts_of(curated).values()) == {"one", "two", "three", "four"}
+
+
+def test_files_that_are_not_read_are_counted_and_gzipped_pages_are_read(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    for name in ("a.jsonl.gz", "b.png", "c.png", "LICENCE"):
+        (tmp_path / name).write_bytes(b"")
+    (tmp_path / "p.html.gz").write_bytes(gzip.compress(html("a page")))
+    (tmp_path / "README.md").write_text("read me")
+    with caplog.at_level(logging.INFO):
+        shards = find_shards([tmp_path])
+    assert "4 files below" in caplog.text
+    for counted in ("2 .png", "1 .jsonl.gz", "1 none"):
+        assert counted in caplog.text
+    assert [document.text for document in read_texts(shards, ExtractConfig())] == [
+        "read me",
+        "a page",
+    ]
+    (tmp_path / "p.html.gz").write_bytes(b"<p>")
+    with pytest.raises(CorruptFileError, match=r"gzip file at .*p\.html\.gz"):
+        list(read_texts(shards, ExtractConfig()))
 
 
 def test_a_cut_file_stops_the_run_or_is_quarantined(tmp_path: Path):

@@ -1,11 +1,16 @@
-"""What a step holds: buffers and sends, deferred gradients; shapes that change; shared copies."""
+"""What a step holds: buffers, sends, masks, deferred gradients; shapes that change; copies."""
+
+import weakref
+from typing import Any
 
 import pytest
 import torch
 from piped import ONE_BY_ONE, ROWS, Case, cut_model, pipeline_group, whole_step
 from team import Team, World
+from torch import nn
 
 from fivefold.data.loader import Rows
+from fivefold.models.surroundings import Surroundings
 from fivefold.parallel.pipeline.message import Mailbox, MessageLedger
 from fivefold.parallel.pipeline.program import Message
 
@@ -72,6 +77,31 @@ def test_a_longer_step_holds_no_more(pair: Team) -> None:
             assert (put_24, done, early) == (4 * put_6, put_24, 0)
     # The last stage receives three states, of which buffers of at most two microbatches exist.
     assert 0 < long[1][0][0] <= 2 * 3 * 16 * 64 * 4
+
+
+def most_surroundings(world: World, case: Case, count: int) -> int:
+    """Return how many surroundings that layers have met exist at once, at most."""
+    piped = cut_model(case, pipeline_group(world, case.ranks), count)
+    met: dict[int, weakref.ref[Surroundings]] = {}
+    alive: list[int] = []
+
+    def meet(_: nn.Module, args: tuple[Any, ...]) -> None:
+        met[id(args[1])] = weakref.ref(args[1])
+        alive.append(sum(around() is not None for around in met.values()))
+
+    for block in piped.model.layers:
+        block.register_forward_pre_hook(meet)
+    piped.runtime.step(piped.batches((ONE_BY_ONE * 4)[:count]))
+    return max(alive, default=0)
+
+
+@pytest.mark.parametrize("schedule", ["1f1b", "zb_v"])
+def test_masks_of_a_longer_step_are_no_more(pair: Team, schedule: str) -> None:
+    case = Case(schedule)
+    short, long = (pair.run(most_surroundings, case, count) for count in (6, 24))
+    assert all(after <= before for before, after in zip(short, long, strict=True))
+    # Those of two stages, whose microbatches are under way.
+    assert 0 < max(long) <= 2 * 4
 
 
 def shared_copy(world: World, case: Case) -> tuple[bool, float, bool]:

@@ -12,6 +12,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from fivefold.models.layer import GatedMlp, Linear
 from fivefold.models.moe import MoE
 from fivefold.models.preset import preset
+from fivefold.ops import experts
 from fivefold.parallel.pipeline.deferred import defer_weight_gradients
 from fivefold.parallel.pipeline.weight_store import Deferred, WeightGradientStore
 from fivefold.train.compute import ComputeModel
@@ -81,6 +82,30 @@ def test_gradients_have_the_bits_of_a_plain_pass(make, tokens: int) -> None:
         assert ours.grad is not None
         assert theirs.grad is not None
         assert torch.equal(ours.grad, theirs.grad), name
+
+
+def test_experts_take_their_products_from_the_plain_form(monkeypatch: pytest.MonkeyPatch) -> None:
+    # As a GPU does it in bf16: other bits than those of one product an expert.
+    plain_gradient, calls = experts.weight_gradient, []
+
+    def coarse(*args: Any) -> Tensor:
+        calls.append(args)
+        return plain_gradient(*args).bfloat16().float()
+
+    monkeypatch.setattr(experts, "weight_gradient", coarse)
+    plain = filled(MoE(CONFIG))
+    deferred, store = copy.deepcopy(plain), WeightGradientStore()
+    defer_weight_gradients(deferred, store)
+    for module in (plain, deferred):
+        y, _ = module(inputs(16, 32, 0))
+        y.backward(torch.ones_like(y).cumsum(1) / 16)
+    store.take()()
+    assert len(calls) == 4
+    for name in ("experts.gate_up", "experts.down"):
+        found, wanted = (module.get_parameter(name).grad for module in (deferred, plain))
+        assert found is not None
+        assert wanted is not None
+        assert torch.equal(found, wanted), name
 
 
 def test_shared_inputs_are_held_once() -> None:
