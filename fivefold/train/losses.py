@@ -102,7 +102,7 @@ def warm_up_objective(
     The MTP layer's indexer learns at its first depth.
     """
     depths = 0 if model.mtp is None else 1
-    batch, around = lay_out(model, part, depths, "warm_up", context)
+    batch, around = _lay_out(model, part, depths, "warm_up", context)
     hidden_BTD, _, index_losses = model(batch.ids_BT, around=around)
     if model.mtp is not None:
         ahead = model.embed_tokens(batch.ahead_BT[0])
@@ -112,7 +112,7 @@ def warm_up_objective(
     return LossParts(loss, {"index_kl_nats": loss.detach()}, [], [])
 
 
-def lay_out(
+def _lay_out(
     model: Transformer,
     part: Rows,
     depths: int,
@@ -153,7 +153,7 @@ def language_loss(
     `mtp_weight` multiplies the mean over MTP depths, `balance_weight` the sequence balance loss;
     all depths share one pass over the output head, `chunk_tokens` logits at a time.
     """
-    batch, around = lay_out(model, part, depths, indexer, context)
+    batch, around = _lay_out(model, part, depths, indexer, context)
     hidden_BTD, main_routing, index_losses = model(batch.ids_BT, around=around)
     states, mtp_routing = [hidden_BTD], []
     for ahead_BT in batch.ahead_BT:

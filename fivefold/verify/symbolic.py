@@ -41,8 +41,6 @@ def _parse(text: str) -> list[Any]:
         parsing_timeout=None,  # pyright: ignore[reportArgumentType]
         raise_on_error=True,
     )
-    if not parsed:
-        parsed = math_verify.parse(text, parsing_timeout=None, raise_on_error=True)  # pyright: ignore[reportArgumentType]
     # Beside expressions there may be the bare text, which compares as text.
     for part in parsed:
         if isinstance(part, str):

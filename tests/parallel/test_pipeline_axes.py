@@ -130,12 +130,9 @@ def test_five_steps_of_eight_ranks_equal_one_process(eight: Team, mode: Mode, na
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mode", ["dense", "warm_up", "sparse"])
 @pytest.mark.parametrize("name", ["dp_tp_ep", "dp_tp_ep4", "dp_cp_ep"])
-def test_a_step_with_one_row_for_eight_ranks_equals_one_process(
-    eight: Team, mode: Mode, name: str
-) -> None:
-    setting = Setting(mode=mode)
+def test_a_step_with_one_row_for_eight_ranks_equals_one_process(eight: Team, name: str) -> None:
+    setting = Setting()
     wanted = train_one_conversation(None, setting, ParallelConfig())
     check_all(eight.run(train_one_conversation, setting, EIGHT[name], seconds=300), wanted)
 
@@ -155,6 +152,8 @@ def test_context_ranks_share_rows_at_every_stage_of_zero(four: Team, zero: int) 
         pytest.param(mode, name, marks=() if name == "ep" else pytest.mark.slow)
         for mode in ("dense", "warm_up", "sparse")
         for name in FOUR
+        # Where no row has weights, a data rank without rows is refused.
+        if mode == "dense" or name != "ep"
     ],
 )
 def test_a_step_with_fewer_rows_than_ranks_equals_one_process(

@@ -34,10 +34,9 @@ REWARD = str(Path(__file__).with_name("reward.py"))
 UNREADABLE = (
     r"\frac{1}{",
     r"\sqrt{",
-    r"\begin{cases} x=1 \\ y=2",
     r"\begin{cases} x=1 \\ y=2 \end{cases}",
 )
-"""Answers that math-verify cannot read; from the last two it would pick the 2."""
+"""Answers that math-verify cannot read; from the last it would pick the 2."""
 
 
 def turn(text: str, *, is_thinking: bool = False) -> TurnEnd:
@@ -240,7 +239,7 @@ def test_unreadable_gold_equals_its_own_text() -> None:
     pytest.importorskip("math_verify")
     from fivefold.verify.symbolic import compare
 
-    for gold in UNREADABLE:
+    for gold in (r"\frac{1}{", r"\begin{cases} x=1 \\ y=2 \end{cases}"):
         assert compare(gold, {"gold": gold}) == [1, "equal"]
 
 

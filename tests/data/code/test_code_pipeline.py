@@ -238,14 +238,14 @@ def test_a_file_on_which_a_step_fails_is_quarantined(
 def test_names_of_files_that_are_no_unicode_are_escaped(tmp_path: Path):
     one = Repository(tmp_path / "one")
     one.commit("Begin", {"one/a.py": python_text(1)})
-    for number, name in enumerate((b"caf\xe8.py", b"caf\xe9.py")):
+    for number, name in enumerate((b"\xe8.py", b"\xe9.py")):
         Path(os.fsdecode(bytes(one.root / "one") + b"/" + name)).write_text(python_text(2 + number))
     one.commit("Odd names", {"one/b.py": python_text(4)})
     reader = ReadRepositories(find_repositories([one.root]), AdmitConfig(), tmp_path / "reading")
     admit = AdmitFiles(tmp_path / "accounts", 30)
     list(WriteTask(tmp_path).run(admit.run(reader.run())))
     found = list(read_documents(tmp_path / "00000.jsonl.zst"))
-    assert {r"one/caf\xe8.py", r"one/caf\xe9.py"} < {one.meta["path"] for one in found}
+    assert {r"one/\xe8.py", r"one/\xe9.py"} < {one.meta["path"] for one in found}
     assert len({one.id for one in found}) == len(found) == 4
 
 
