@@ -36,6 +36,12 @@ def pages() -> list[str]:
     return [page for page in found if page.strip()]
 
 
+@pytest.fixture(scope="session")
+def six_hundred(pages: list[str]) -> list[str]:
+    """Return 600 of the real pages, spread evenly over their kinds."""
+    return [pages[number * len(pages) // 600] for number in range(600)]
+
+
 _FUNCTION = "the of and to a in that it for was with as his her they from have not which by"
 _CONTENT = (
     "river mill ferry orchard bridge brother autumn harvest stone letter window market "
