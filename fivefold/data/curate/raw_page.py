@@ -48,8 +48,7 @@ def read_shard(shard: Shard, config: ExtractConfig) -> Iterator[RawPage | Docume
         StorageError: it cannot be read.
     """
     if shard.kind == "rows":
-        for number, row in read_rows(shard.path, shard.source):
-            yield _bad_row(shard, number) if isinstance(row, CorruptFileError) else row
+        yield from _read_rows(shard)
     elif shard.kind == "table":
         yield from _read_table(shard)
     elif shard.kind == "warc":
@@ -59,6 +58,30 @@ def read_shard(shard: Shard, config: ExtractConfig) -> Iterator[RawPage | Docume
             yield from _pages(shard, name, content, page_form(name, shard.form), config)
     else:
         yield from _read_page(shard, config)
+
+
+def _read_rows(shard: Shard) -> Iterator[RawPage | Document]:
+    """Yield documents, and bad rows as refused pages.
+
+    Raises:
+        CorruptFileError: no row can be read: these are no documents.
+    """
+    refused: list[RawPage] = []
+    first, is_read = None, False
+    for number, row in read_rows(shard.path, shard.source):
+        if isinstance(row, CorruptFileError):
+            first = first or row
+            refused.append(_bad_row(shard, number))
+            if not is_read:
+                continue
+        else:
+            is_read = True
+        yield from refused
+        refused.clear()
+        if isinstance(row, Document):
+            yield row
+    if first is not None and not is_read:
+        raise first
 
 
 def read_texts(shards: Sequence[Shard], config: ExtractConfig) -> Iterator[Document]:
