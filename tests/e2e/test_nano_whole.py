@@ -73,8 +73,7 @@ def test_each_expert_gains_its_skill_and_the_student_has_both(run: Path) -> None
     gain_a = difference(solved["rl_a"][SKILL_A], solved["sft"][SKILL_A])
     gain_b = difference(solved["rl_b"][SKILL_B], solved["rl_a"][SKILL_B])
     lost_a = difference(solved["rl_a"][SKILL_A], solved["rl_b"][SKILL_A])
-    # From above 60% of what can be solved, 25 points are harder to gain, not easier.
-    assert rates["sft"][SKILL_A] >= 0.3
+    assert 0.3 <= rates["sft"][SKILL_A] <= 0.6
     assert gain_a.value >= 0.25
     # The second skill starts near what a model of this size can; that it is learned is certain.
     assert gain_b.value >= 2 * gain_b.error
