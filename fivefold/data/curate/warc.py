@@ -51,6 +51,9 @@ class Response:
 def read_warc(path: Path, max_bytes: int) -> Iterator[Response]:
     """Yield the responses of a WARC file; the content of those above `max_bytes` is left out.
 
+    Surprise: a cut in the line that closes a record, or in a record that is no response, passes
+    unnoticed where a blank line stands before it. No response is lost by it.
+
     Raises:
         CorruptFileError: the file is empty, cut, altered or no WARC.
     """
