@@ -46,11 +46,10 @@ class Assigned:
 
 
 def group_advantages(rewards: Sequence[float], config: AdvantageConfig) -> list[float]:
-    """Return the advantage of each of at least two rewards of one group.
+    """Return the advantage of each of at least two rewards of one group, as samples may have.
 
     Raises:
         ConfigError: fewer than two rewards; they have no baseline.
-        SampleError: rewards so large that their standard deviation is not finite.
     """
     n = len(rewards)
     if n < 2:
@@ -69,12 +68,6 @@ def group_advantages(rewards: Sequence[float], config: AdvantageConfig) -> list[
         return [n / (n - 1) * deviation for deviation in deviations]
     squares = math.fsum(deviation * deviation for deviation in deviations)
     std = math.sqrt(squares / (n - 1 if config.std == "sample" else n))
-    if not math.isfinite(std):
-        raise SampleError(
-            expected="rewards whose standard deviation is a finite number",
-            found=f"rewards from {min(rewards):g} to {max(rewards):g} in one group",
-            fix="Scale down what the reward function returns",
-        )
     return [deviation / (std + config.std_epsilon or 1.0) for deviation in deviations]
 
 
@@ -114,7 +107,7 @@ def assign_advantages(groups: Sequence[Group], config: AlgorithmConfig) -> Assig
     it leaves numerators and denominators alike.
 
     Raises:
-        SampleError: a sample to judge has no reward, or rewards are too large for their method.
+        SampleError: a sample to judge has no reward.
     """
     assigned, counts = list[Sample](), Counter[str]()
     for group in groups:

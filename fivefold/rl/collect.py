@@ -2,10 +2,8 @@
 
 A group may be lost because too few of its rollouts could be judged, or because they all got the
 same reward and say nothing (dynamic sampling). Then as many new prompts are drawn, a bounded number
-of times. Judges may take hours over a batch, so that what they fail at is told as it happens, and
-ends the stage where most of it fails from the beginning. Surprise: making up happens in whole
-rounds. A prompt that starts whenever another is dropped would make the batch depend on the order in
-which judges answer.
+of times. Surprise: making up happens in whole rounds. A prompt that starts whenever another is
+dropped would make the batch depend on the order in which judges answer.
 """
 
 import asyncio
@@ -17,8 +15,8 @@ import numpy as np
 
 from fivefold.rl.advantage import assign_advantages
 from fivefold.rl.loop_config import LoopConfig
-from fivefold.rl.prompt import Judgement, Prompt, PromptStream, judge_safely
-from fivefold.rl.reason import Reasons, UnjudgedError
+from fivefold.rl.prompt import Judgement, Prompt, PromptStream
+from fivefold.rl.reason import Judging
 from fivefold.rl.rollout import Ask, Completer, Rollout, make_rollout, seed_of
 from fivefold.rl.sample import Sample, SampleError, check_synchronous, group_samples
 from fivefold.serve.request import SamplingParams
@@ -65,9 +63,8 @@ class Collector:
         self._completer, self.stream, self._config, self._seed = completer, stream, config, seed
         self._annotate = annotate
         self._needs_rewards, self._asks_judges = needs_rewards, asks_judges
-        self._reasons = Reasons("a rollout")
-        self._verdicts = Counter[bool]()
-        """Rollouts that were judged, and that nobody could judge, since this began."""
+        limit = config.sampling.unjudged_limit if needs_rewards else None
+        self._judging = Judging("a rollout", limit)
 
     async def collect(self, version: int) -> Collected:
         """Return the batch that policy `version` samples next.
@@ -97,7 +94,7 @@ class Collector:
             counts["drawn"] += len(prompts)
             counts["rounds"] += 1
         signal = self._has_signal(samples)
-        return Collected(samples, rollouts, counts, signal, *self._reasons.take())
+        return Collected(samples, rollouts, counts, signal, *self._judging.reasons.take())
 
     async def _sample(self, prompts: Sequence[Prompt], counts: Counter[str]) -> list[Rollout]:
         """Return the usable rollouts of all prompts, in order; count the others."""
@@ -132,26 +129,7 @@ class Collector:
     async def _judge_one(self, prompt: Prompt, completion: Completion) -> Judgement:
         if completion.finish == "abort":
             return Judgement(None, "infra", "the engine aborted it")
-        judgement = await judge_safely(prompt, completion.ids)
-        self._verdicts[judgement.state == "scored"] += 1
-        if judgement.state != "scored":
-            self._reasons.note(prompt, judgement)
-            self._check_judged()
-        return judgement
-
-    def _check_judged(self) -> None:
-        """Stop where most of what was judged so far failed."""
-        failed, limit = self._verdicts[False], self._config.sampling.unjudged_limit
-        if not self._needs_rewards or failed < limit or failed <= self._verdicts[True]:
-            return
-        ((kind, times),) = self._reasons.counts.most_common(1)
-        raise UnjudgedError(
-            expected="rollouts that can be judged, most of them",
-            found=f"{failed} of the first {self._verdicts.total()} that cannot; {times} times "
-            f"{self._reasons.examples[kind]}",
-            fix="Correct what judges: it has to return within `verifier.limit_seconds`, and 0 for "
-            "what is no answer; where so many may fail, raise `sampling.unjudged_limit`",
-        )
+        return await self._judging.judge(prompt, completion.ids)
 
     def _usable(
         self, prompt: Prompt, completion: Completion, judgement: Judgement, counts: Counter[str]
@@ -169,7 +147,7 @@ class Collector:
             counts["broken"] += 1
             # Within the words, the group's name would make a kind of each group.
             words = str(error).replace(f" of group `{prompt.group}`", "")
-            self._reasons.note(prompt, Judgement(None, "invalid", words))
+            self._judging.reasons.note(prompt, Judgement(None, "invalid", words))
             return None
 
     def _has_signal(self, samples: Sequence[Sample]) -> bool:

@@ -5,7 +5,8 @@ Errors are standard errors of the mean over prompts, rollouts of a prompt averag
 not independent, and counting them as such would promise too much (Miller 2024, arXiv 2411.00640).
 
 An answer that the engine gave up, or that the judge cannot judge, is in no mean and in a count of
-its own: a pass rate over half of the problems is another examination.
+its own: a pass rate over half of the problems is another examination. Where most cannot be judged there is
+none.
 """
 
 import asyncio
@@ -14,8 +15,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from fivefold.rl.loop_config import LoopConfig
-from fivefold.rl.prompt import Judgement, Prompt, judge_safely
-from fivefold.rl.reason import Reasons
+from fivefold.rl.prompt import Judgement, Prompt
+from fivefold.rl.reason import Judging
 from fivefold.rl.rollout import Ask, Completer, seed_of
 from fivefold.serve.request import SamplingParams
 from fivefold.serve.worker import Completion
@@ -60,10 +61,15 @@ class Examiner:
         """Examine on `prompts`, in the way that `config.evaluation` says."""
         self._completer, self._prompts, self._config = completer, list(prompts), config
         self._seed = seed
-        self._reasons = Reasons("a held-out answer")
+        self._judging = Judging("a held-out answer", config.sampling.unjudged_limit)
 
     async def examine(self) -> Examination:
-        """Let the policy that the engine serves answer everything."""
+        """Let the policy that the engine serves answer everything.
+
+        Raises:
+            UnjudgedError: `sampling.unjudged_limit` answers could not be judged, and fewer could,
+                since the first examination.
+        """
         config = self._config.evaluation
         owners = [prompt for prompt in self._prompts for _ in range(config.rollouts)]
         asks = [
@@ -86,7 +92,6 @@ class Examiner:
             tokens += len(completion.ids)
             if judgement.value is None:
                 failed += 1
-                self._reasons.note(prompt, judgement)
             else:
                 rewards[prompt.group].append(judgement.value)
             shown.append((prompt, completion, judgement.value))
@@ -98,8 +103,10 @@ class Examiner:
 
     async def _judge(self, prompt: Prompt, completion: Completion) -> Judgement:
         if completion.finish == "abort":
-            return Judgement(None, "infra", "the engine gave the request up")
-        return await judge_safely(prompt, completion.ids)
+            aborted = Judgement(None, "infra", "the engine gave the request up")
+            self._judging.reasons.note(prompt, aborted)
+            return aborted
+        return await self._judging.judge(prompt, completion.ids)
 
     def _measure(self, rewards: dict[str, list[float]]) -> dict[str, float]:
         sources = list(dict.fromkeys(prompt.source for prompt in self._prompts))

@@ -56,8 +56,8 @@ class SamplingConfig(Config):
     no_signal_limit: int = pydantic.Field(default=8, ge=1)
     """Batches in a row without any advantage, which are skipped, before the stage stops."""
     unjudged_limit: int = pydantic.Field(default=64, ge=1)
-    """Rollouts that could not be judged, and fewer that could, before the stage stops within a
-    batch: one whose reward hangs takes `verifier.limit_seconds`."""
+    """Rollouts, or held-out answers, that could not be judged, and fewer that could, before the
+    stage stops at once: one whose reward hangs takes `verifier.limit_seconds`."""
     replays_routing: bool = False
     """Train through the experts that the engine chose, not through those of the trainer's own."""
     thinks: bool = True

@@ -172,7 +172,7 @@ def training_metrics(updates: Sequence[Update], mismatch: Mismatch) -> dict[str,
     """Return what a batch's updates did, means over them."""
     names = updates[0].measured
     values = {
-        f"rl/{name}": math.fsum(update.measured[name] for update in updates) / len(updates)
+        f"rl/{name}": float(np.mean([update.measured[name] for update in updates]))
         for name in names
     }
     values |= {f"rl/{name}": value for name, value in mismatch.metrics().items()}

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol
 
 from fivefold.errors import FivefoldError, MismatchError
+from fivefold.verify.verdict import is_reward
 
 
 class Judgement(NamedTuple):
@@ -111,6 +112,6 @@ async def judge_safely(prompt: Prompt, response: Sequence[int]) -> Judgement:
         raise
     except Exception as error:  # noqa: BLE001  # a user's function may raise anything
         return Judgement(None, "infra", f"{type(error).__name__}: {error}")
-    if found.state == "scored" and (found.value is None or not math.isfinite(found.value)):
+    if found.state == "scored" and not is_reward(found.value):
         return Judgement(None, "invalid", f"the reward is {found.value}")
     return found if found.state == "scored" else found._replace(value=None)

@@ -3,14 +3,18 @@
 A judge's words hold the numbers and the quoted texts of the answer at hand. Counted as they stand,
 one fault has as many reasons as answers; cut at some length, two faults become one. Numbers and
 quotations are therefore left out of a kind, and the first words of each kind are kept beside it.
+
+Judges may take hours over many answers, so that what they fail at is told as it happens, and ends
+the stage where most of it fails from the beginning.
 """
 
 import logging
 import re
 from collections import Counter
+from collections.abc import Sequence
 
 from fivefold.errors import FivefoldError
-from fivefold.rl.prompt import Judgement, Prompt
+from fivefold.rl.prompt import Judgement, Prompt, judge_safely
 
 logger = logging.getLogger(__name__)
 _VARIABLE = re.compile(
@@ -57,6 +61,46 @@ class Reasons:
         taken = self.counts, self.examples
         self.counts, self.examples = Counter[str](), dict[str, str]()
         return taken
+
+
+class Judging:
+    """Asks judges, and stops where most answers cannot be judged."""
+
+    def __init__(self, what: str, limit: int | None) -> None:
+        """Begin; `limit` failures and fewer successes since then are an error, None: never.
+
+        `what` names in the log what is judged, as `a rollout`.
+        """
+        self._limit = limit
+        self.reasons = Reasons(what)
+        """Why answers could not be judged."""
+        self._verdicts = Counter[bool]()
+
+    async def judge(self, prompt: Prompt, response: Sequence[int]) -> Judgement:
+        """Return what a response is worth.
+
+        Raises:
+            UnjudgedError: `limit` answers could not be judged, and fewer could.
+        """
+        judgement = await judge_safely(prompt, response)
+        self._verdicts[judgement.state == "scored"] += 1
+        if judgement.state != "scored":
+            self.reasons.note(prompt, judgement)
+            self._check()
+        return judgement
+
+    def _check(self) -> None:
+        failed = self._verdicts[False]
+        if self._limit is None or failed < self._limit or failed <= self._verdicts[True]:
+            return
+        ((kind, times),) = self.reasons.counts.most_common(1)
+        raise UnjudgedError(
+            expected="answers that can be judged, most of them",
+            found=f"{failed} of the first {self._verdicts.total()} that cannot; {times} times "
+            f"{self.reasons.examples[kind]}",
+            fix="Correct what judges: it has to return within `verifier.limit_seconds`, and 0 for "
+            "what is no answer; where so many may fail, raise `sampling.unjudged_limit`",
+        )
 
 
 def kind_of(judgement: Judgement) -> str:

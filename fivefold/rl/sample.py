@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from fivefold.errors import FivefoldError, MismatchError
+from fivefold.verify.verdict import LARGEST, is_reward
 
 NOT_SAMPLED = -1
 """Policy version of a token that no policy sampled: prompt, tool output, template."""
@@ -59,11 +60,11 @@ class Sample:
         self._check_lengths()
         if self.loss_mask[0]:
             raise self._error("a first token without loss", "one with it", "Mask it")
-        if self.reward is not None and not np.isfinite(self.reward):
+        if self.reward is not None and not is_reward(self.reward):
             raise self._error(
-                "a finite reward",
+                f"a reward that is a number of at most {LARGEST:g}",
                 str(self.reward),
-                "Leave a sample whose verifier failed out of its group",
+                "Leave a sample whose verifier failed out of its group; scale down large rewards",
             )
         if self.copies < 1:
             raise self._error("`copies` of at least 1", str(self.copies), "Leave the sample out")

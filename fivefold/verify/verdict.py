@@ -11,6 +11,8 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+LARGEST = 1e100
+"""Largest size of a value: sums, products of two and squares of such values are finite numbers."""
 State = Literal["scored", "invalid", "infra"]
 
 
@@ -19,16 +21,21 @@ class Verdict:
     """A judged answer, or why it could not be judged."""
 
     value: float | None
-    """Reward, finite; None unless the state is `scored`."""
+    """Reward, of at most `LARGEST`; None unless the state is `scored`."""
     state: State
     detail: str
     """One line for logs and rollout pages."""
 
     def __post_init__(self) -> None:
         """Hold the rule that a value and `scored` go together."""
-        has_value = self.value is not None and math.isfinite(self.value)
+        has_value = is_reward(self.value)
         assert has_value == (self.state == "scored"), f"value {self.value} in state {self.state}"
-        assert has_value or self.value is None, "a value is finite"
+        assert has_value or self.value is None, "a value can be a reward"
+
+
+def is_reward(value: float | None) -> bool:
+    """Is this a number to calculate with: finite, and of at most `LARGEST`?"""
+    return value is not None and math.isfinite(value) and abs(value) <= LARGEST
 
 
 def scored(value: float, detail: str) -> Verdict:

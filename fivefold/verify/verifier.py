@@ -11,7 +11,6 @@ asked about it, with the empty text: its rewards may be negative, and silence wo
 """
 
 import asyncio
-import math
 import threading
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -32,7 +31,7 @@ from fivefold.verify.config import (
 from fivefold.verify.maths import judge_maths
 from fivefold.verify.pool import WorkerPool
 from fivefold.verify.rule import judge_exact, judge_format, judge_number
-from fivefold.verify.verdict import Verdict, infra, invalid, scored
+from fivefold.verify.verdict import LARGEST, Verdict, infra, invalid, is_reward, scored
 from fivefold.verify.worker import Outcome
 
 _RULES = (ExactSpec, NumberSpec, FormatSpec)
@@ -115,8 +114,8 @@ class Verifier:
             details.append(f"{part.kind}: {verdict.detail}")
             if value == 0:
                 break
-        if not math.isfinite(value):
-            return invalid(f"the product of the parts is {value}")
+        if not is_reward(value):
+            return invalid(f"the product of the parts is {value}, no reward")
         return scored(value, "; ".join(details))
 
 
@@ -134,6 +133,7 @@ def _returned_verdict(returned: Any) -> Verdict:
     value, detail = returned, "by the reward function"
     if isinstance(returned, list) and len(returned) == 2 and isinstance(returned[1], str):
         value, detail = returned
-    if not isinstance(value, int | float) or not -1e308 <= value <= 1e308:
-        return invalid(f"the reward function returned {repr(returned)[:80]}, no finite number")
+    if not isinstance(value, int | float) or not -LARGEST <= value <= LARGEST:
+        shown = repr(returned)[:80]
+        return invalid(f"the reward function returned {shown}, no number of at most {LARGEST:g}")
     return scored(value, detail)

@@ -67,7 +67,7 @@ def test_solution_has_nothing_to_exceed_where_nonsense_cannot_be_judged(
         ("0.0", "reward 0"),
         ("1.0", "reward 1"),
         ("1 / 0", "invalid: the reward function raised ZeroDivisionError"),
-        ('float("nan")', "no finite number"),
+        ('float("nan")', "nan, no number of at most"),
     ],
 )
 def test_solution_that_is_not_rewarded_ends_the_run(

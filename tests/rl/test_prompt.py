@@ -16,6 +16,7 @@ from fivefold.errors import MismatchError
 from fivefold.rl.examine import Examiner, mean_of_groups
 from fivefold.rl.loop_config import EvaluationConfig
 from fivefold.rl.prompt import Judgement, Prompt, PromptStream
+from fivefold.rl.reason import UnjudgedError
 
 WEIGHTS = st.lists(st.floats(0.1, 10), min_size=1, max_size=5)
 
@@ -110,6 +111,23 @@ def test_held_out_answers_are_judged_together() -> None:
     found = asyncio.run(Examiner(ScriptedCompleter(), prompts, config, seed=4).examine())
     assert found.metrics["rl/eval_failed_rollouts"] == 0
     assert all(reward == float(prompt.group[-1]) for prompt, _, reward in found.shown)
+
+
+def test_examination_whose_judge_hangs_ends_before_all_have_hung() -> None:
+    """Three judgements are given up as hanging, the others never end."""
+    left = iter([True] * 3)
+
+    async def judge(ids: Sequence[int]) -> Judgement:
+        if not next(left, False):
+            await asyncio.Event().wait()
+        return Judgement(None, "infra", "timeout: no result within 5 s")
+
+    prompts = [replace(ToySource().prompt(n), judge=judge) for n in range(8)]
+    config = toy_config(evaluation=EvaluationConfig(prompts=8))
+    sampling = config.sampling.model_copy(update={"unjudged_limit": 3})
+    config = config.model_copy(update={"sampling": sampling})
+    with pytest.raises(UnjudgedError, match="3 of the first 3 that cannot; 3 times infra: timeout"):
+        asyncio.run(Examiner(ScriptedCompleter(), prompts, config, seed=4).examine())
 
 
 def test_answer_that_the_engine_gave_up_is_not_judged(caplog: pytest.LogCaptureFixture) -> None:

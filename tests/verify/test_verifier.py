@@ -35,8 +35,11 @@ UNREADABLE = (
     r"\frac{1}{",
     r"\sqrt{",
     r"\begin{cases} x=1 \\ y=2 \end{cases}",
+    r"\begin{cases} x=1 \\ y=2",
+    r"x=1 \\ y=2 \end{cases}",
+    r"\frac{1}{2}}",
 )
-"""Answers that math-verify cannot read; from the last it would pick the 2."""
+"""Answers that math-verify cannot read; from some it would pick the 2."""
 
 
 def turn(text: str, *, is_thinking: bool = False) -> TurnEnd:
@@ -54,7 +57,7 @@ def verifier():
 
 
 @pytest.mark.parametrize("state", ["scored", "invalid", "infra"])
-@pytest.mark.parametrize("value", [0.0, 1.0, None, math.nan, math.inf])
+@pytest.mark.parametrize("value", [0.0, 1.0, None, math.nan, math.inf, 1e101])
 def test_value_and_state_go_together(value: float | None, state) -> None:
     is_right = (value in (0.0, 1.0)) == (state == "scored") and value in (0.0, 1.0, None)
     if is_right:
@@ -158,12 +161,14 @@ def test_empty_box_is_no_answer() -> None:
         (function("numpy_scalar"), scored(0.25, "")),
         (function("returns", what=True), scored(1, "")),
         (function("returns", what=-2), scored(-2, "")),
-        (function("returns", what=None), invalid("None, no finite number")),
-        (function("returns", what="1"), invalid("'1', no finite number")),
+        (function("returns", what=None), invalid("None, no number of at most 1e+100")),
+        (function("returns", what="1"), invalid("'1', no number of")),
         (function("returns", what="1" * 20_000), invalid("20002 characters")),
-        (function("returns", what=[1, 2]), invalid("no finite number")),
-        (function("returns", what=10**400), invalid("no finite number")),
-        (function("not_a_number"), invalid("nan, no finite number")),
+        (function("returns", what=[1, 2]), invalid("no number of")),
+        (function("returns", what=10**400), invalid("no number of")),
+        (function("returns", what=-1.1e100), invalid("-1.1e+100, no number of")),
+        (function("returns", what=1e100), scored(1e100, "")),
+        (function("not_a_number"), invalid("nan, no number of")),
         (function("no_json"), invalid("TypeError")),
         (function("raises"), invalid("KeyError: 'no such field'")),
         (function("exits"), invalid("SystemExit")),
@@ -174,7 +179,8 @@ def test_empty_box_is_no_answer() -> None:
         (AllSpec(parts=(ExactSpec(gold="ab"), function("crashes"))), infra("crash")),
         (AllSpec(parts=(ExactSpec(gold="ab"), function("raises"))), invalid("KeyError")),
         (AllSpec(parts=(ExactSpec(gold="xy"), function("crashes"))), scored(0, "exact")),
-        (AllSpec(parts=(function("returns", what=1e200),) * 2), invalid("inf")),
+        (AllSpec(parts=(function("returns", what=1e60),) * 2), invalid("e+119, no reward")),
+        (AllSpec(parts=(function("returns", what=1e99),) * 4), invalid("inf, no reward")),
     ],
 )
 def test_function_states(verifier: Verifier, spec: VerifierSpec, expected: Verdict) -> None:
@@ -215,6 +221,12 @@ def test_function_is_asked_about_a_turn_without_an_answer(
         ("4", "3, 4", 0),
         ("3", r"4 \text{ or } 3", 0),
         ("3", "3} and \\boxed{4", 0),
+        # Marks of mathematics and the end of a sentence are no part of it.
+        ("$x^2+2x+1$.", "(x+1)^2", 1),
+        (r"\(x^2+2x+1\).", "$(x+1)^2$.", 1),
+        ("$$2x$$,", "x+1", 0),
+        # What is not closed is no mathematics.
+        ("2", r"\begin{cases} x=1 \\ y=2", 0),
     ],
 )
 def test_symbolic_equality(verifier: Verifier, gold: str, answer: str, value: int) -> None:
