@@ -5,8 +5,8 @@ Errors are standard errors of the mean over prompts, rollouts of a prompt averag
 not independent, and counting them as such would promise too much (Miller 2024, arXiv 2411.00640).
 
 An answer that the engine gave up, or that the judge cannot judge, is in no mean and in a count of
-its own: a pass rate over half of the problems is another examination. Where most cannot be judged there is
-none.
+its own: a pass rate over half of the problems is another examination. Where most answers cannot be
+judged there is none.
 """
 
 import asyncio
