@@ -83,8 +83,9 @@ def take_part(rank: int, path: str, options: argparse.Namespace) -> None:
     before = mesh.ledger.sent_bytes()
     ours()
     sent_bytes = mesh.ledger.sent_bytes() - before
+    schedule = f"_{options.schedule}" if options.axis == "pp" else ""
     compare(
-        f"parallel_overhead_{options.axis}{RANKS}",
+        f"parallel_overhead_{options.axis}{RANKS}{schedule}",
         ours,
         make_step(OneProcess(), options),
         work=options.rows * options.context,

@@ -41,6 +41,7 @@ RUNS = (
     ("schedules.py",),
     ("parallel_overhead.py", "--axis", "dp"),
     ("parallel_overhead.py", "--axis", "pp"),
+    ("parallel_overhead.py", "--axis", "pp", "--schedule", "zb_h1"),
 )
 
 
