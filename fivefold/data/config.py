@@ -24,7 +24,7 @@ class CorpusConfig(Config):
     """Names from the catalogue in `fivefold.data.source`; empty takes the profile's own set."""
 
     files: tuple[str, ...] = ()
-    """Files or directories of one's own (txt, md, html, jsonl, jsonl.zst), instead of packages."""
+    """Files or directories of one's own (txt, md, html, jsonl, also .gz), instead of packages."""
 
     max_bytes_per_source: int | None = pydantic.Field(default=None, gt=0)
     """Bytes of raw pages after which a package is full, its files being read in hashed order; None:

@@ -2,7 +2,7 @@
 
     corpus     train.jsonl.zst, heldout.jsonl.zst, and where asked for long.jsonl.zst
                sources.json, drops.json, tiers.json
-               accounts.json and summary.json, by recipe
+               accounts.json and summary.json, by recipe; benchmarks.json
 
 Each recipe of `recipe_table` that the config has runs on what it reads: pages of packages, files or
 the fixture text; repositories; or the training documents that the others left, of which long
@@ -19,11 +19,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import xxhash
 
-from fivefold.artifact import remove, write_json
+from fivefold.artifact import read_json, remove, write_json
 from fivefold.config import Config, hash_config
 from fivefold.data.command import Acquired, fixture_inputs, get_data
 from fivefold.data.corpus_config import CurateStageConfig, OwnClassifierConfig
 from fivefold.data.curate.config import CurateConfig, QualityClassifierConfig
+from fivefold.data.curate.run import BENCHMARKS_FILE
 from fivefold.data.document import Document, document_writer, read_documents
 from fivefold.data.mixture import mixed_name
 from fivefold.data.source import PYTHON_STDLIB
@@ -87,9 +88,10 @@ class CurateStage(Stage):
         with context.track("split", len(files), "files") as task:
             corpus = build_corpus(files, config, out, lambda name: task.advance(file=name))
         curated |= _make_long(config, corpus, out, work, context)
-        _write(acquired, shards, curated, corpus, config, out)
+        benchmarks = _looked_for(curated, work)
+        _write(acquired, shards, curated, corpus, benchmarks, out)
         remove(state)
-        _tell(curated, corpus, context)
+        _tell(curated, corpus, benchmarks, context)
 
 
 def _part(config: CurateStageConfig, name: str) -> Any:
@@ -137,7 +139,8 @@ def _select(
     """Train the quality classifier on the distinct pages and keep the best of them."""
     from fivefold.data.curate.classifier import train_classifier
 
-    assert config.dclm_baseline, "checked by the config"
+    pages: CurateConfig | None = _part(config, "dclm_baseline")
+    assert pages, "checked by the config"
     documents = [one for file in curated.documents for one in read_documents(file)]
     good = [one for one in documents if one.source in own.positive]
     other = [one for one in documents if one.source not in own.positive]
@@ -154,7 +157,7 @@ def _select(
             task.advance()
         logger.info("quality classifier: AUC %.3f on held-out pages", trained.auc)
     wanted = QualityClassifierConfig(model=str(model / "model.bin"), keep_share=own.keep_share)
-    selecting: CurateConfig = config.dclm_baseline.model_copy(update={"classifier": wanted})
+    selecting = pages.model_copy(update={"classifier": wanted})
     recipe, _ = recipe_table()["dclm_baseline"]
     # What was done before is found by the hashes of its folders: only the last steps run.
     return recipe.run(shards, selecting, work / "dclm_baseline", context.track)
@@ -240,12 +243,12 @@ def _write(
     shards: Mapping[Reads, Sequence[Any]],
     curated: Mapping[str, "Curated"],
     corpus: "Corpus",
-    config: CurateStageConfig,
+    benchmarks: Mapping[str, Any],
     out: Path,
 ) -> None:
     """Write the accounts and the page."""
     from fivefold.data.corpus_page import corpus_page
-    from fivefold.data.curate.page import corpus_blocks, recipe_blocks
+    from fivefold.data.curate.page import benchmark_block, corpus_blocks, recipe_blocks
     from fivefold.data.curate.summary import Summary
 
     sources = _describe(acquired, shards, corpus)
@@ -258,6 +261,7 @@ def _write(
         for name, one in curated.items()
     }
     write_json(out / "accounts.json", accounts)
+    write_json(out / BENCHMARKS_FILE, {"counts": benchmarks["counts"]})
     write_json(out / "summary.json", {n: one.summary.to_json() for n, one in curated.items()})
     whole = Summary()
     for path in (corpus.train, corpus.heldout):
@@ -269,7 +273,16 @@ def _write(
         is_chain = table[name][1] != "documents"
         recipe_blocks(page, one.accounts, name, number, is_chain=is_chain)
     corpus_blocks(page, whole, tiers)
+    benchmark_block(page, benchmarks)
     corpus_page(page, sources, corpus)
+
+
+def _looked_for(curated: Mapping[str, "Curated"], work: Path) -> dict[str, Any]:
+    """Return what the recipes kept out of the corpus, and what they had no items of."""
+    found = [read_json(work / name / BENCHMARKS_FILE) or {} for name in curated]
+    counts = {name: n for one in found for name, n in one.get("counts", {}).items()}
+    missing = sorted({name for one in found for name in one.get("missing", [])})
+    return {"counts": counts, "missing": missing}
 
 
 def _describe(
@@ -317,7 +330,14 @@ def count_kept(accounts: Mapping[str, "Account"]) -> int:
     return accounts[last].documents_out
 
 
-def _tell(curated: Mapping[str, "Curated"], corpus: "Corpus", context: StageContext) -> None:
+def _tell(
+    curated: Mapping[str, "Curated"],
+    corpus: "Corpus",
+    benchmarks: Mapping[str, Any],
+    context: StageContext,
+) -> None:
+    from fivefold.data.curate.show import describe_benchmarks
+
     documents, size = sum(corpus.ledger.kept.values()), sum(corpus.ledger.kept_bytes.values())
     for name, one in curated.items():
         first = next(iter(one.accounts.values()))
@@ -331,6 +351,8 @@ def _tell(curated: Mapping[str, "Curated"], corpus: "Corpus", context: StageCont
         )
         if one.empty:
             logger.warning("%s: %s inputs hold no page", name, f"{len(one.empty):,}")
+    for line in describe_benchmarks(benchmarks):
+        logger.info("%s", line)
     logger.info(
         "%s documents, %.1f MB of text from %d sources",
         f"{documents:,}",

@@ -1,11 +1,14 @@
 """Documents and their file: JSON lines in zstd, one document a line.
 
 The row is `{id, text, source, url, lang, meta}`. Files are written whole or not at all, with a
-checksum in the frame. Surprise: zstandard's stream reader takes a truncated frame for the end of
-the file, so the reader here follows the frames itself and reports a cut as such.
+checksum in the frame; those of users may also be plain or gzipped. Surprise: zstandard's stream
+reader takes a truncated frame for the end of the file, so the reader here follows the frames itself
+and reports a cut as such.
 """
 
+import gzip
 import json
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -90,7 +93,7 @@ def _write_all(stream: zstandard.ZstdCompressionWriter, line: bytes) -> None:
 
 
 def read_documents(path: Path, source: str | None = None) -> Iterator[Document]:
-    """Read `.jsonl.zst` or `.jsonl`; only `text` must be there, so that users' files open too.
+    """Read JSON lines, also compressed; only `text` must be there, so that users' files open too.
 
     `source` names rows that do not name their source.
 
@@ -114,6 +117,29 @@ def read_rows(
     for number, line in enumerate(_read_lines(path), start=1):
         if line.strip():
             yield number, _line_to_document(line, path, number, source or path.name.split(".")[0])
+
+
+def read_good_rows(path: Path, source: str | None = None) -> Iterator[tuple[int, Document | None]]:
+    """Yield the number and the document of each line, None for one that is no document.
+
+    Raises:
+        CorruptFileError: the file is cut or altered, or none of its lines is a document.
+    """
+    bad: list[int] = []
+    first, is_read = None, False
+    for number, row in read_rows(path, source):
+        if isinstance(row, Document):
+            is_read = True
+        else:
+            first = first or row
+            bad.append(number)
+        if is_read:
+            yield from ((one, None) for one in bad)
+            bad.clear()
+            if isinstance(row, Document):
+                yield number, row
+    if first is not None and not is_read:
+        raise first
 
 
 def _line_to_document(
@@ -153,7 +179,8 @@ def _bad_line(path: Path, number: int, found: str) -> CorruptFileError:
 
 def _read_lines(path: Path) -> Iterator[bytes]:
     rest = b""
-    for block in _read_zst_blocks(path) if path.suffix == ".zst" else _read_blocks(path):
+    readers = {".zst": _read_zst_blocks, ".gz": _read_gzip_blocks}
+    for block in readers.get(path.suffix.lower(), _read_blocks)(path):
         lines = (rest + block).split(b"\n")
         rest = lines.pop()
         yield from lines
@@ -183,9 +210,19 @@ def _read_zst_blocks(path: Path) -> Iterator[bytes]:
         raise _bad_frame(path, "a file that ends inside a frame")
 
 
-def _bad_frame(path: Path, found: str) -> CorruptFileError:
+def _read_gzip_blocks(path: Path) -> Iterator[bytes]:
+    try:
+        with gzip.open(path) as file:
+            while block := file.read(_BLOCK_BYTES):
+                yield block
+    # A file that cannot be opened is no damage.
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise _bad_frame(path, str(error), "gzip members") from error
+
+
+def _bad_frame(path: Path, found: str, what: str = "zstd frames") -> CorruptFileError:
     return CorruptFileError(
-        expected=f"whole zstd frames in `{path}`",
+        expected=f"whole {what} in `{path}`",
         found=found,
         fix="Copy the file again; one of Fivefold's own is made again with `--fresh`",
     )

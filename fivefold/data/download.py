@@ -107,7 +107,8 @@ def _download(source: Source, folder: Path, tools: Tools) -> Path:
         run_tool(command, folder, source)
     else:
         name = source.package.split("==")[0]
-        options = ("--quiet", "--no-deps", "--no-binary", name, "--dest", str(folder))
+        form = "--only-binary" if source.kind == "wheel" else "--no-binary"
+        options = ("--quiet", "--no-deps", form, name, "--dest", str(folder))
         run_tool((*tools.pip, "download", *options, source.package), folder, source)
     files = [path for path in folder.iterdir() if path.is_file()]
     if len(files) != 1:

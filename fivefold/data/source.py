@@ -21,7 +21,8 @@ class Source:
     """One entry of the catalogue, or a user's own file."""
 
     name: str
-    kind: Literal["debian", "pip", "directory"]
+    kind: Literal["debian", "pip", "wheel", "directory"]
+    """`pip` is a source distribution."""
     package: str
     """Debian: a regular expression over package names. PyPI: `NAME==VERSION`. Else: a path."""
     download_bytes: int

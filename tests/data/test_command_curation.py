@@ -123,7 +123,7 @@ def test_another_launch_does_nothing_and_a_changed_rule_only_what_follows(
     assert digest_directory(folder / "documents") == digest
     assert fivefold(*arguments, "bloom=null")[0] == 0
     after = {p for p in folder.glob("*-*/**/*") if p.is_file()}
-    assert {p.relative_to(folder).parts[0][:5] for p in after - before.keys()} == {"dedup"}
+    assert {p.relative_to(folder).parts[0][:5] for p in after - before.keys()} == {"dedup", "decon"}
     (site / "0.html").write_text(page(77))
     assert fivefold(*arguments)[0] == 0
     assert digest_directory(folder / "documents") != digest

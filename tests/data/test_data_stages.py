@@ -130,6 +130,7 @@ def test_pages_and_accounts_are_written(finished: Path):
         "002_reasons_dclm_baseline",
         "10_sources",
         "12_languages",
+        "16_benchmarks",
         "20_drops",
         "30_lengths",
         "40_samples",

@@ -23,8 +23,8 @@ from fivefold.artifact import write_json
 from fivefold.data.code.config import CodeConfig
 from fivefold.data.code.repository import CodeShard, digest_repository
 from fivefold.data.curate.account import check_chain
+from fivefold.data.curate.benchmark_items import decontamination_parts
 from fivefold.data.curate.dclm_baseline import Curated, digest_file
-from fivefold.data.curate.decontaminate import decontamination_parts
 from fivefold.data.curate.run import CurationRun, name_folders, remove_results, write_results
 from fivefold.stage import Track
 
@@ -84,7 +84,7 @@ class _Run(CurationRun):
         from fivefold.data.curate.extract_step import WriteTask
 
         folder, seconds = self.folders["read"], self.config.page_seconds
-        reader = ReadRepositories(self.shards, self.config.admit, folder / "reading")
+        reader = ReadRepositories(self.shards, self.config.admit, folder / "reading", seconds)
         accounts = folder / "accounts"
         steps = [AdmitFiles(accounts, seconds), IdentifyLanguages(accounts, seconds)]
         self.execute("read", [reader, *steps, WriteTask(folder / "documents")])
@@ -112,14 +112,14 @@ class _Run(CurationRun):
         from fivefold.data.code.score_step import LearnQuality, ScoreCode
 
         config, folders, seconds = self.config.classifier, self.folders, self.config.page_seconds
-        self.execute("rule", [ScoreCode(files, folders["rule"], seconds)], len(files))
+        self.execute_scores("rule", [ScoreCode(files, folders["rule"], seconds)], len(files))
         if config is None:
             return folders["rule"]
         learner = LearnQuality(files, folders["rule"], folders["learn"] / "models", config)
         self.execute("learn", [learner], 1)
         models = (folders["learn"] / "models", config.training.max_characters)
         scorer = ScoreCode(files, folders["score"], seconds, models)
-        self.execute("score", [scorer], len(files))
+        self.execute_scores("score", [scorer], len(files))
         return folders["score"]
 
     def select(self, files: list[Path], scores: Path) -> None:
@@ -197,7 +197,7 @@ def stage_folders(shards: Sequence[CodeShard], config: CodeConfig, out: Path) ->
         CorruptFileError: a git repository without a commit.
         MissingFileError: a dump of issues, or a benchmark, does not exist.
     """
-    facts = [{**asdict(one), "path": digest_repository(one)} for one in shards]
+    facts = [{**asdict(one), "path": digest_repository(one, config.admit)} for one in shards]
     begin = [str(config.tasks), json.dumps(facts, sort_keys=True)]
     benchmarks = decontamination_parts(config.benchmarks)
     parts = {

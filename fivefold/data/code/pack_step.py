@@ -23,7 +23,12 @@ from fivefold.data.code.link import read_dump
 from fivefold.data.code.repository import CodeShard
 from fivefold.data.curate.account import Account
 from fivefold.data.curate.dedup_step import task_file
-from fivefold.data.curate.step import document_to_page, page_to_document, time_limit
+from fivefold.data.curate.step import (
+    document_to_page,
+    is_of_the_run,
+    page_to_document,
+    time_limit,
+)
 from fivefold.data.curate.verdict import Verdict
 from fivefold.data.document import Document, document_writer, read_documents
 
@@ -135,7 +140,9 @@ class PackRepositories(PipelineStep):
                 files = [_to_file(document) for document in documents]
                 packed = list(pack_repository(repository, files, self.config))
         # Whatever a repository does to the packer, the others go on; its files are counted.
-        except Exception as error:  # noqa: BLE001
+        except Exception as error:
+            if is_of_the_run(error):
+                raise
             for document in documents:
                 account.quarantine(document.id, document.url, error)
             return []
@@ -206,7 +213,9 @@ class MineIssues(PipelineStep):
             with time_limit(self.page_seconds):
                 outcome: Outcome = miner.mine(change)
         # Whatever a change does to the miner, the others go on; it is counted with its trace.
-        except Exception as error:  # noqa: BLE001
+        except Exception as error:
+            if is_of_the_run(error):
+                raise
             account.quarantine(name, url, error)
             return None
         if outcome.document is None:

@@ -14,7 +14,7 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from importlib.metadata import PathDistribution
+from importlib.metadata import PackagePath, PathDistribution
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
@@ -23,13 +23,13 @@ import xxhash
 from fivefold.data.code.config import AdmitConfig
 from fivefold.data.code.git import REGULAR, GitRepository, is_repository
 from fivefold.data.code.metadata import Record, State, check, realign
-from fivefold.data.document import Document, read_documents
+from fivefold.data.document import Document, read_good_rows
 from fivefold.data.source import PYTHON_STDLIB, stdlib_directory
 from fivefold.errors import ConfigError, MissingFileError, StorageError
 
 Kind = Literal["git", "package", "directory", "rows"]
 _NOT_OURS = ("__pycache__", "site-packages", "dist-packages")
-_ROWS = (".jsonl", ".jsonl.zst")
+_ROWS = (".jsonl", ".jsonl.zst", ".jsonl.gz")
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ def _find(given: str) -> Iterator[CodeShard]:
     elif path.is_file():
         if not path.name.endswith(_ROWS):
             raise ConfigError(
-                expected=f"a directory, or a file that ends in {' or '.join(_ROWS)}",
+                expected=f"a directory, or a file that ends in {', '.join(_ROWS)}",
                 found=f"`{given}`",
                 fix="Give the repository's root, or rows of files as JSON lines",
             )
@@ -155,27 +155,33 @@ def _unique_names(shards: list[CodeShard]) -> list[CodeShard]:
     return unique
 
 
-def digest_repository(shard: CodeShard) -> str:
-    """Return what identifies a shard's content: a commit, an installer's record, or all bytes.
+def digest_repository(shard: CodeShard, config: AdmitConfig) -> str:
+    """Return what identifies a shard's content: a commit, or the bytes of all files that are read.
+
+    An installer's record is not enough: it stays as it was when somebody changes a file. Of files
+    that the config refuses the size counts.
 
     Raises:
         CorruptFileError: a git repository without a commit.
+        StorageError: a file cannot be read.
     """
     if shard.kind == "git":
         return GitRepository(shard.path).head()
-    files = (
-        [shard.path / "RECORD"]
-        if shard.kind == "package"
-        else [shard.path / name for name in _walk(shard.path)]
-        if shard.kind == "directory"
-        else [shard.path]
-    )
     digest = xxhash.xxh3_128()
-    for file in files:
-        digest.update(
-            f"{file.relative_to(shard.path.parent).as_posix()}\0".encode(errors="surrogatepass")
-        )
-        digest.update(_read(file) if file.is_file() else b"")
+    if shard.kind == "rows":
+        digest.update(_read(shard.path))
+        return digest.hexdigest()
+    root = shard.path if shard.kind == "directory" else shard.path.parent
+    names = _walk(root) if shard.kind == "directory" else _recorded(shard.path)
+    record = shard.path / "RECORD"
+    if shard.kind == "package" and record.is_file():
+        digest.update(_read(record))
+    for name in names:
+        file = root / name
+        size = file.stat().st_size if file.is_file() else -1
+        digest.update(f"{name}\0{size}\0".encode(errors="surrogatepass"))
+        if size > 0 and not refusal_of(name, size, config):
+            digest.update(xxhash.xxh3_128_digest(_read(file)))
     return digest.hexdigest()
 
 
@@ -228,13 +234,9 @@ def _read_git(shard: CodeShard, config: AdmitConfig) -> Iterator[CodeFile]:
 
 def _read_package(shard: CodeShard, config: AdmitConfig) -> Iterator[CodeFile]:
     """Read what an installer recorded, without its own notes and compiled copies."""
-    package, root = PathDistribution(shard.path), shard.path.parent
-    facts = package.metadata
+    root, facts = shard.path.parent, PathDistribution(shard.path).metadata
     licence = next((facts[key] for key in ("License-Expression", "License") if key in facts), "")
-    for file in sorted(package.files or (), key=str):
-        name = file.as_posix()
-        if name.startswith(("..", "/", shard.path.name)) or name.endswith(".pyc"):
-            continue
+    for name, file in _recorded(shard.path).items():
         digest = file.hash.value if file.hash and file.hash.mode == "sha256" else ""
         record = Record(digest, "sha256-base64" if digest else "", file.size)
         place = root / name
@@ -248,9 +250,26 @@ def _read_package(shard: CodeShard, config: AdmitConfig) -> Iterator[CodeFile]:
         yield CodeFile(shard.source, name, content, state, licence=terms, refusal=refusal)
 
 
+def _recorded(package: Path) -> dict[str, PackagePath]:
+    """Return the files that an installer recorded, by path, in order; not its own notes."""
+    files = {file.as_posix(): file for file in PathDistribution(package).files or ()}
+    return {
+        name: files[name]
+        for name in sorted(files)
+        if not name.startswith(("..", "/", package.name)) and not name.endswith(".pyc")
+    }
+
+
 def _read_rows(shard: CodeShard, config: AdmitConfig) -> Iterator[CodeFile]:
-    rows = ((one, _row_record(one), one.text.encode()) for one in read_documents(shard.path))
-    for row, content, state in realign(rows):
+    rows = (
+        ((number, row), _row_record(row), row.text.encode() if row else b"")
+        for number, row in read_good_rows(shard.path)
+    )
+    for (number, row), content, state in realign(rows):
+        if row is None:
+            name = f"{shard.path.name}#{number}"
+            yield CodeFile(shard.source, name, b"", refusal="admit.bad_row")
+            continue
         meta = row.meta
         path = str(meta.get("path") or row.url)
         refusal = refusal_of(path, len(content), config)
@@ -265,7 +284,9 @@ def _read_rows(shard: CodeShard, config: AdmitConfig) -> Iterator[CodeFile]:
         )
 
 
-def _row_record(row: Document) -> Record:
+def _row_record(row: Document | None) -> Record:
+    if row is None:
+        return Record()
     for kind in ("sha256", "sha1", "git"):
         if row.meta.get(kind):
             return Record(str(row.meta[kind]), kind)

@@ -23,6 +23,7 @@ from fivefold.data.code.secret import scrub
 from fivefold.data.curate.step import JudgeStep, ReadShare
 from fivefold.data.curate.verdict import Edit, Verdict
 from fivefold.data.document import document_id
+from fivefold.errors import CorruptFileError
 
 _BINARY_BYTES = 8000
 """Bytes in which a NUL makes a file binary, as in git."""
@@ -37,9 +38,11 @@ _MARKS = (
 class ReadRepositories(ReadShare):
     """Read the files of a task's share of the repositories."""
 
-    def __init__(self, shards: Sequence[CodeShard], config: AdmitConfig, out: Path) -> None:
+    def __init__(
+        self, shards: Sequence[CodeShard], config: AdmitConfig, out: Path, page_seconds: float
+    ) -> None:
         """See `ReadShare`."""
-        super().__init__("repositories", shards, out)
+        super().__init__("repositories", shards, out, page_seconds)
         self.config = config
 
     def read(self, shard: CodeShard) -> Iterator[Page]:
@@ -58,6 +61,10 @@ class ReadRepositories(ReadShare):
             }
             text = file.content.decode("latin-1")
             yield Page(text=text, id=document_id(file.repository, url), metadata=facts)
+
+    def give_up(self, shard: CodeShard, error: CorruptFileError) -> Page:
+        """Raise the error: a repository is read to its end or not at all."""
+        raise error
 
 
 class AdmitFiles(JudgeStep):

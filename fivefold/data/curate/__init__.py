@@ -4,12 +4,13 @@ Reading order: `config`; what goes in: `shard`, `warc`, `raw_page`, `web_page`; 
 rule answers); the heuristics: `character`, `words`, `lexicon` (words as numbers), `grams`,
 `repetition`, `line_edit`, `dclm` and `datatrove` (the two ways of counting), `heuristics`; pages by
 where they come from and what they speak: `url`, `language`; de-duplication: `minhash`,
-`near_duplicate`, `bloom`, `paragraph_dedup`;
-quality: `classifier`; benchmark items: `decontaminate_config`, `benchmark`, `decontaminate`; then
-the engine: `account` (what went in, came out and was dropped), `page_process` (extraction that may
-hang or crash), `extract_step`, `step`, `dedup_step`, `classify_step`, `decontaminate_step` and
-`summary` (datatrove's PipelineSteps around all of this), `executor`, `run` (what all recipes have
-in common) and `dclm_baseline` (the pipeline, from a frozen config). `sample` takes a part of a
+`near_duplicate`, `bloom`, `paragraph_dedup`; quality: `classifier`; benchmark items:
+`decontaminate_config`, `benchmark_source` (where public ones can be had), `benchmark`,
+`benchmark_items`, `decontaminate`; then the engine: `account` (what went in, came out and was
+dropped), `page_process` (extraction that may hang or crash), `extract_step`, `step`, `dedup_step`,
+`classify_step`, `decontaminate_step` and `summary` (datatrove's PipelineSteps around all of this),
+`executor`, `run` (what all recipes have in common) and `dclm_baseline` (the pipeline, from a frozen
+config). `sample` takes a part of a
 package, `page` draws a run, `command` serves `fivefold data run` and `train-classifier`, `show`
 serves `stats` and `inspect`. May import the thin path's files of `data` and the foundation; only
 the steps, `summary` and `executor` import datatrove.

@@ -33,6 +33,15 @@ class QuarantineError(FivefoldError, RuntimeError):
     """Too many documents on which a step failed."""
 
 
+class EarlierError(Exception):
+    """An earlier step, which keeps no account, failed on a document; holds the trace of that."""
+
+
+def trace_of(error: Exception) -> str:
+    """Return where a step failed on a document."""
+    return "".join(traceback.format_exception(error, limit=-6))
+
+
 class Sample(TypedDict):
     """A dropped document, or a span that was taken out, in its surroundings."""
 
@@ -90,8 +99,7 @@ class Account:
 
     def quarantine(self, document_id: str, url: str, error: Exception) -> None:
         """Enter a document on which the step failed."""
-        trace = "".join(traceback.format_exception(error, limit=-6))
-        self.quarantined.append({"id": document_id, "url": url, "trace": trace})
+        self.quarantined.append({"id": document_id, "url": url, "trace": trace_of(error)})
 
     def _sample(
         self, reason: str, document_id: str, url: str, text: str, begin: int, end: int

@@ -24,8 +24,8 @@ import xxhash
 from fivefold.errors import ConfigError, CorruptFileError, MissingFileError
 
 _PROMPT_NAMES = (
-    "question prompt problem input query instruction instructions text sentence goal "
-    "task_instructions reason_for_call known_info"
+    "question prompt problem problem_statement input query instruction instructions text sentence "
+    "goal task_instructions reason_for_call known_info"
 )
 _ANSWER_NAMES = (
     "answer answers solution solutions canonical_solution target output response completion "

@@ -6,7 +6,6 @@ model. Where the model failed on a document its trace lies there instead, and th
 quarantined with it as soon as the score is needed.
 """
 
-import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -17,6 +16,7 @@ from datatrove.pipeline.base import PipelineStep
 from numpy.typing import NDArray
 
 from fivefold.artifact import atomic_write
+from fivefold.data.curate.account import EarlierError, trace_of
 from fivefold.data.curate.classifier import load_classifier
 from fivefold.data.curate.config import QualityClassifierConfig
 from fivefold.data.curate.step import JudgeStep, document_to_page, time_limit
@@ -26,15 +26,6 @@ from fivefold.errors import CorruptFileError, FivefoldError
 
 FAILED = -1.0
 """Score of a document on which the model failed; no probability is below 0."""
-
-
-class UnscoredError(Exception):
-    """A document has no score; says where the model failed on it."""
-
-
-def trace_of(error: Exception) -> str:
-    """Return where a model failed on a document, for the column `trace` of a file of scores."""
-    return "".join(traceback.format_exception(error, limit=-6))
 
 
 def score_or_trace(score: Callable[[], float], page_seconds: float) -> tuple[float, str]:
@@ -59,11 +50,11 @@ def take_score(page: Page) -> float:
     """Take off a page the score that `ReadScored` gave it.
 
     Raises:
-        UnscoredError: the model failed on it.
+        EarlierError: the model failed on it.
     """
     score, trace = page.metadata.pop("score"), page.metadata.pop("trace")
     if trace:
-        raise UnscoredError(trace)
+        raise EarlierError(trace)
     return score
 
 
@@ -85,6 +76,16 @@ def read_traces(path: Path) -> list[str]:
     import pyarrow.parquet as parquet
 
     return parquet.read_table(path, columns=["trace"])["trace"].to_pylist()
+
+
+def has_traces(folder: Path) -> bool:
+    """Return whether all files of scores in a folder tell of failures; those of early runs do not.
+
+    True of a folder that is empty, or not there.
+    """
+    import pyarrow.parquet as parquet
+
+    return all("trace" in parquet.read_schema(file).names for file in folder.glob("*.parquet"))
 
 
 def write_scores(path: Path, rows: Sequence[tuple[str, float, str]]) -> None:

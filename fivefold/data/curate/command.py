@@ -1,8 +1,9 @@
 """What `fivefold data run` and `train-classifier` do.
 
 A run leaves in its directory: `run.json` (recipe, config, sources), `accounts.json`,
-`summary.json`, `tiers.json` where there are tiers, the shards in `documents/`, blocks for the
-report in `page/`, and a folder for each stage, which the next launch goes on from.
+`summary.json`, `benchmarks.json` (what was looked for), `tiers.json` where there are tiers, the
+shards in `documents/`, blocks for the report in `page/`, and a folder for each stage, which the
+next launch goes on from.
 """
 
 import os
@@ -21,10 +22,12 @@ from fivefold.config import Config, apply_overrides, config_to_json
 from fivefold.data.curate.config import (
     ClassifierTrainingConfig,
     CurateConfig,
+    EngineConfig,
     ExtractConfig,
     QualityClassifierConfig,
 )
-from fivefold.data.curate.page import curation_page
+from fivefold.data.curate.page import benchmark_block, curation_page
+from fivefold.data.curate.run import BENCHMARKS_FILE
 from fivefold.data.curate.shard import Shard, find_shards
 from fivefold.data.curate.show import show_stats, top_reason
 from fivefold.errors import ConfigError, RunDirectoryError
@@ -122,6 +125,7 @@ def run_curation(
     _publish(curated.documents, out / "documents")
     tiers = read_json(out / "tiers.json") or {}
     curation_page(out / "page", curated.accounts, curated.summary, tiers)
+    benchmark_block(out / "page", read_json(out / BENCHMARKS_FILE))
     show_stats(out, console)
     if curated.threshold is not None:
         console.out(f"the classifier's least score: {curated.threshold:.4g}", highlight=False)
@@ -153,10 +157,13 @@ def _stages_on(console: Console) -> Track:
 
 
 def in_cache(config: Config, cache_dir: str) -> Config:
-    """Return the config of a recipe that, if it downloads more than its sources, does so there."""
-    if "cache_dir" not in type(config).model_fields:
-        return config
-    return config.model_copy(update={"cache_dir": cache_dir})
+    """Return the config of a recipe that has all downloads beside its sources there."""
+    changes: dict[str, object] = {}
+    if "cache_dir" in type(config).model_fields:
+        changes["cache_dir"] = cache_dir
+    if isinstance(config, EngineConfig) and config.benchmarks:
+        changes["benchmarks"] = config.benchmarks.model_copy(update={"cache_dir": cache_dir})
+    return config.model_copy(update=changes)
 
 
 def _describe(shards: Sequence[Any], unit: str) -> str:

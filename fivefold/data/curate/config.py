@@ -288,8 +288,8 @@ class EngineConfig(Config):
     """Where tasks run; it changes no result."""
     max_quarantined: Share = 0.001
     """Share of pages that may be quarantined before the run fails."""
-    benchmarks: DecontaminationConfig | None = None
-    """Drop what holds benchmark items; there is no list of benchmarks without its files."""
+    benchmarks: DecontaminationConfig | None = DecontaminationConfig()
+    """Drop what holds benchmark items."""
 
 
 class PageConfig(EngineConfig):

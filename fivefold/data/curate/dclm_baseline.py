@@ -21,9 +21,9 @@ import xxhash
 
 from fivefold.config import Config
 from fivefold.data.curate.account import Account, check_chain
+from fivefold.data.curate.benchmark_items import decontamination_parts
 from fivefold.data.curate.classifier import score_threshold
 from fivefold.data.curate.config import CurateConfig, PageConfig, QualityClassifierConfig
-from fivefold.data.curate.decontaminate import decontamination_parts
 from fivefold.data.curate.run import CurationRun, name_folders, remove_results, write_results
 from fivefold.data.curate.shard import Shard
 from fivefold.errors import MissingFileError, StorageError
@@ -106,7 +106,7 @@ def _extract(run: CurationRun, shards: Sequence[Shard], config: PageConfig) -> N
         *([FilterUrls(config.url, accounts, seconds)] if config.url else []),
         ExtractText(config.extract, accounts, seconds),
     ]
-    reader = ReadShards(shards, config.extract, folder / "reading")
+    reader = ReadShards(shards, config.extract, folder / "reading", seconds)
     run.execute("extract", [reader, *steps, WriteTask(folder / "documents")])
     run.enter("extract", [step.name for step in steps])
 
@@ -131,12 +131,14 @@ def _score(
     run: CurationRun, documents: list[Path], config: QualityClassifierConfig, seconds: float
 ) -> float:
     """Score every document; return the least score that stays."""
-    from fivefold.data.curate.classify_step import ScoreDocuments, read_scores, score_file
+    from fivefold.data.curate.classify_step import FAILED, ScoreDocuments, read_scores, score_file
 
     folder = run.folders["score"]
-    run.execute("score", [ScoreDocuments(documents, config, folder, seconds)], len(documents))
-    scores = [read_scores(score_file(folder, file))[1] for file in documents]
-    return score_threshold(np.concatenate(scores), config.keep_share, config.min_score)
+    scorer = ScoreDocuments(documents, config, folder, seconds)
+    run.execute_scores("score", [scorer], len(documents))
+    scores = np.concatenate([read_scores(score_file(folder, file))[1] for file in documents])
+    # A document on which the model failed is quarantined: it is none of those that compete.
+    return score_threshold(scores[scores != FAILED], config.keep_share, config.min_score)
 
 
 def _select(

@@ -23,8 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fivefold.artifact import atomic_write
-from fivefold.config import hash_config
-from fivefold.data.curate.benchmark import Item, digest_benchmarks
+from fivefold.data.curate.benchmark import Item
 from fivefold.data.curate.decontaminate_config import DecontaminationConfig
 from fivefold.data.curate.grams import Grams
 from fivefold.data.curate.lexicon import Hashes, measure_words
@@ -240,15 +239,3 @@ def _cut(text: str, spans: list[tuple[int, int, str]], margin: int) -> tuple[str
     begins = [*(edit.begin for edit in edits), len(text)]
     parts = [text[a:b].strip() for a, b in zip(ends, begins, strict=True)]
     return "\n\n".join(filter(None, parts)), tuple(edits)
-
-
-def decontamination_parts(config: DecontaminationConfig | None) -> list[str]:
-    """Return what decides the outcome: the config without paths, and the files' contents.
-
-    Raises:
-        MissingFileError, ConfigError: as `find_benchmarks`.
-    """
-    if config is None:
-        return []
-    rule = config.model_copy(update={"benchmarks": ("any",)})
-    return [hash_config(rule), digest_benchmarks(config.benchmarks)]

@@ -8,15 +8,21 @@ from typing import Literal
 
 import pydantic
 
-from fivefold.config import Config
+from fivefold.config import Config, Runtime
 from fivefold.errors import ConfigError
 
 
 class DecontaminationConfig(Config):
     """Which benchmarks a corpus must not hold, and what becomes of documents that hold an item."""
 
-    benchmarks: tuple[str, ...] = pydantic.Field(min_length=1)
-    """Files of benchmark items (JSON, JSON lines, CSV, TSV, Parquet, text), or folders of them."""
+    benchmarks: tuple[str, ...] = pydantic.Field(default=("own", "public"), min_length=1)
+    """Files of benchmark items (JSON, JSON lines, CSV, TSV, Parquet, text), folders of them, names
+    of the catalogue; `own`: the problems that Fivefold's stages are examined on; `public`: what of
+    the catalogue `fivefold data get --benchmarks` brought into the cache."""
+    own: str = "fivefold.recipes.own_benchmark:own_items"
+    """`MODULE:FUNCTION` that returns the items of `own`."""
+    cache_dir: Runtime[str] = "~/.cache/fivefold"
+    """Directory of downloads, in which benchmarks of the catalogue are looked for."""
     ngram_words: int = pydantic.Field(default=13, ge=2)
     """Words of a run that counts as copied (GPT-3: 13)."""
     min_words: int = pydantic.Field(default=8, ge=2)

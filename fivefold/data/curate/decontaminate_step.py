@@ -12,7 +12,8 @@ from datatrove.data import Document as Page
 from datatrove.pipeline.base import PipelineStep
 
 from fivefold.artifact import write_json
-from fivefold.data.curate.benchmark import find_benchmarks, read_items
+from fivefold.data.curate.benchmark_items import read_benchmarks
+from fivefold.data.curate.benchmark_source import OWN, PUBLIC
 from fivefold.data.curate.decontaminate import build_index, decontaminate, read_index, write_index
 from fivefold.data.curate.decontaminate_config import DecontaminationConfig
 from fivefold.data.curate.step import JudgeStep
@@ -46,13 +47,12 @@ class BuildBenchmarkIndex(PipelineStep):
             CorruptFileError: a file is not of the kind that its name says.
             ConfigError: the files hold no item.
         """
-        files = find_benchmarks(self.config.benchmarks)
-        items = (item for file in files for item in read_items(file))
-        index, counts = build_index(items, self.config)
-        if not len(index.hashes):
+        index, counts = build_index(read_benchmarks(self.config), self.config)
+        given = [name for name in self.config.benchmarks if name not in (OWN, PUBLIC)]
+        if given and not len(index.hashes):
             raise ConfigError(
-                expected=f"a question of {self.config.min_words} words in `benchmarks`",
-                found=f"{len(index.items):,} items in {len(files):,} files, none long enough",
+                expected=f"a question of {self.config.min_words} words in {', '.join(given)}",
+                found=f"{len(index.items):,} items, none long enough",
                 fix="Correct `benchmarks`; fields such as `question` or `prompt` are read",
             )
         write_index(index, Path(self.out) / _INDEX)

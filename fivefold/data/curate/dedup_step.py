@@ -21,9 +21,10 @@ from datatrove.data import Document as Page
 from datatrove.pipeline.base import PipelineStep
 from numpy.typing import NDArray
 
-from fivefold.artifact import atomic_write
+from fivefold.artifact import atomic_write, read_json, write_json
+from fivefold.data.curate.account import EarlierError, trace_of
 from fivefold.data.curate.config import BloomConfig, MinHashConfig
-from fivefold.data.curate.minhash import text_signature
+from fivefold.data.curate.minhash import NO_SHINGLES, text_signature
 from fivefold.data.curate.near_duplicate import (
     candidate_pairs,
     choose_keepers,
@@ -31,7 +32,13 @@ from fivefold.data.curate.near_duplicate import (
     equal_neighbours,
 )
 from fivefold.data.curate.paragraph_dedup import ParagraphDedup
-from fivefold.data.curate.step import JudgeStep, document_to_page, page_to_document
+from fivefold.data.curate.step import (
+    JudgeStep,
+    document_to_page,
+    is_of_the_run,
+    page_to_document,
+    time_limit,
+)
 from fivefold.data.curate.verdict import Verdict
 from fivefold.data.dedup import text_fingerprint
 from fivefold.data.document import document_writer, read_documents
@@ -79,24 +86,38 @@ class SignDocuments(PipelineStep):
     name = "sign"
     type = "fivefold"
 
-    def __init__(self, config: MinHashConfig | None, out: Path) -> None:
+    def __init__(self, config: MinHashConfig | None, out: Path, page_seconds: float) -> None:
         """Write `OUT/TASK.npz`; without a config only exact copies will be found."""
         super().__init__()
         self.config = config
         self.out = str(out)
+        self.page_seconds = page_seconds
 
     def run(
         self, data: Iterable[Page] | None = None, rank: int = 0, world_size: int = 1
     ) -> Iterator[Page]:
-        """Write keys, fingerprints, lengths and signatures; nothing goes on from here."""
+        """Write keys, fingerprints, lengths, signatures and traces; nothing goes on from here."""
         keys, fingerprints, characters, signatures = [], [], [], []
-        for page in data or ():
-            keys.append(order_key(page.id, page.text).encode())
-            fingerprints.append(_fingerprint(page.text))
-            characters.append(len(page.text))
-            if self.config:
-                signatures.append(text_signature(page.text, self.config))
+        traces: dict[str, str] = {}
         width = self.config.bands * self.config.rows if self.config else 0
+        for page in data or ():
+            key = order_key(page.id, page.text)
+            try:
+                with time_limit(self.page_seconds):
+                    fingerprint = text_fingerprint(page.text)
+                    signature = text_signature(page.text, self.config) if self.config else ()
+            # What has no signature is nobody's copy; `DropDuplicates` quarantines it.
+            except Exception as error:
+                if is_of_the_run(error):
+                    raise
+                traces[key] = trace_of(error)
+                fingerprint = xxhash.xxh3_128_digest(key.encode())
+                signature = np.full(width, NO_SHINGLES, dtype=np.uint32)
+            keys.append(key.encode())
+            fingerprints.append(np.void(fingerprint))
+            characters.append(len(page.text))
+            signatures.append(signature)
+        write_json(Path(self.out) / f"{rank:05d}.json", traces)
         path = Path(self.out) / f"{rank:05d}.npz"
         with atomic_write(path) as partial, partial.open("wb") as file:
             np.savez(
@@ -109,10 +130,6 @@ class SignDocuments(PipelineStep):
         yield from ()
 
 
-def _fingerprint(text: str) -> np.void:
-    return np.void(text_fingerprint(text))
-
-
 class ChooseKeepers(PipelineStep):
     """Decide which documents stay, from all signatures."""
 
@@ -120,7 +137,7 @@ class ChooseKeepers(PipelineStep):
     type = "fivefold"
 
     def __init__(self, config: MinHashConfig | None, signed: Path, out: Path, tasks: int) -> None:
-        """Read what `tasks` tasks left in `signed`; write two arrays into `out`."""
+        """Read what `tasks` tasks left in `signed`; write two arrays and traces into `out`."""
         super().__init__()
         self.config = config
         self.signed = str(signed)
@@ -147,6 +164,10 @@ class ChooseKeepers(PipelineStep):
             path = Path(self.out) / f"{name}.npy"
             with atomic_write(path) as partial, partial.open("wb") as file:
                 np.save(file, values)
+        traces: dict[str, str] = {}
+        for task in range(self.tasks):
+            traces |= read_json(Path(self.signed) / f"{task:05d}.json") or {}
+        write_json(Path(self.out) / "traces.json", traces)
         yield from ()
 
 
@@ -172,7 +193,7 @@ def choose(
     pairs = [equal_neighbours(texts)]
     if bands and len(rows):
         # A document without any word has no shingle: all ones, which must not attract others.
-        worded = np.flatnonzero((signatures[rows] != np.iinfo(np.uint32).max).any(axis=1))
+        worded = np.flatnonzero((signatures[rows] != NO_SHINGLES).any(axis=1))
         pairs.append(worded[candidate_pairs(signatures[rows][worded], bands)])
     keepers = choose_keepers(components(len(rows), np.concatenate(pairs)), characters[rows])
     is_dropped = keepers != np.arange(len(rows))
@@ -204,11 +225,13 @@ class ReadMerged(PipelineStep):
         """Yield all documents; only one task may run this."""
         assert world_size == 1, "merging is one task"
         reasons = np.load(Path(self.decisions) / "reasons.npy").tolist()
+        traces = read_json(Path(self.decisions) / "traces.json") or {}
         files = [task_file(Path(self.documents), task) for task in range(self.tasks)]
         streams = [map(document_to_page, read_documents(file)) for file in files]
         merged = heapq.merge(*streams, key=lambda page: order_key(page.id, page.text).encode())
         for reason, page in zip(reasons, merged, strict=True):
             page.metadata["decision"] = REASONS[reason]
+            page.metadata["trace"] = traces.get(order_key(page.id, page.text)) if traces else None
             yield page
 
 
@@ -234,7 +257,9 @@ class DropDuplicates(JudgeStep):
         paragraphs = self._paragraphs = ParagraphDedup(self.config) if self.config else None
 
         def judge_page(page: Page) -> Verdict:
-            decision = page.metadata.pop("decision")
+            decision, trace = (page.metadata.pop(name) for name in ("decision", "trace"))
+            if trace and not decision:
+                raise EarlierError(trace)
             if decision or paragraphs is None:
                 return Verdict(page.text, decision)
             return paragraphs.judge(page.text)

@@ -93,6 +93,8 @@ def run_tasks(
         ClusterError: tasks did not finish on Slurm or Ray.
         WorkerError: a worker process died.
     """
+    # datatrove's file systems remember what a relative path meant when they first saw it.
+    log = log.absolute()
     with _watch(stage, tasks, log / "completions", track):
         if config is None or config.kind == "local":
             executor = QuietExecutor(

@@ -19,7 +19,6 @@ from fivefold.data.curate.raw_page import RawPage, read_shard
 from fivefold.data.curate.shard import Shard
 from fivefold.data.curate.step import JudgeStep, ReadShare, document_to_page, page_to_document
 from fivefold.data.curate.verdict import Edit, Verdict
-from fivefold.data.curate.web_page import extract_page
 from fivefold.data.document import document_id, document_writer, has_places
 from fivefold.data.extract import clean_text
 from fivefold.errors import CorruptFileError
@@ -28,9 +27,11 @@ from fivefold.errors import CorruptFileError
 class ReadShards(ReadShare):
     """Read the pages of a task's share of the shards."""
 
-    def __init__(self, shards: Sequence[Shard], config: ExtractConfig, out: Path) -> None:
+    def __init__(
+        self, shards: Sequence[Shard], config: ExtractConfig, out: Path, page_seconds: float
+    ) -> None:
         """See `ReadShare`."""
-        super().__init__("shards", shards, out)
+        super().__init__("shards", shards, out, page_seconds)
         self.config = config
 
     def read(self, shard: Shard) -> Iterator[Page]:
@@ -43,9 +44,13 @@ class ReadShards(ReadShare):
             for found in read_shard(shard, self.config):
                 yield _to_page(found, shard)
         except CorruptFileError as error:
-            if self.config.damaged_files == "stop":
-                raise
-            yield _damaged_page(shard, error)
+            yield self.give_up(shard, error)
+
+    def give_up(self, shard: Shard, error: CorruptFileError) -> Page:
+        """Return a page that says so, or raise the error, as the config says."""
+        if self.config.damaged_files == "stop":
+            raise error
+        return _damaged_page(shard, error)
 
 
 def _to_page(found: RawPage | object, shard: Shard) -> Page:
@@ -104,9 +109,7 @@ class ExtractText(JudgeStep):
         form, charset, refusal, furniture = raw
         if refusal:
             return Verdict(page.text, refusal)
-        # Parsers of other people's formats may hang or crash; our own code cannot.
-        extract = self._process.extract if form in ("html", "pdf") else extract_page
-        extracted = extract(
+        extracted = self._process.extract(
             page.text.encode("latin-1"),
             form,
             charset,

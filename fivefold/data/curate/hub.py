@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 PREFIX = "hf:"
 _NAME = re.compile(r"(?P<name>[\w.-]+(?:/[\w.-]+)?)(?:@(?P<revision>[\w./-]+))?")
-_READABLE = (".parquet", ".jsonl", ".jsonl.zst")
+_READABLE = (".parquet", ".jsonl", ".jsonl.zst", ".jsonl.gz")
 _SECONDS = 60.0
 
 
@@ -35,8 +35,12 @@ class HubFile:
     """Empty where the Hub states none."""
 
 
-def fetch_dataset(given: str, cache: Path, endpoint: str) -> list[tuple[str, Path]]:
+def fetch_dataset(
+    given: str, cache: Path, endpoint: str, members: re.Pattern[str] | None = None
+) -> list[tuple[str, Path]]:
     """Return name and path of each file of `hf:...`, from the cache or the network.
+
+    With `members` only the files whose whole names match; a cache holds one choice of a data set.
 
     Raises:
         ConfigError: no name of a data set, or one without files that can be read.
@@ -65,6 +69,7 @@ def fetch_dataset(given: str, cache: Path, endpoint: str) -> list[tuple[str, Pat
     with storage_errors(folder), httpx.Client(timeout=_SECONDS, follow_redirects=True) as client:
         try:
             commit, listed = _list_files(client, endpoint, name, revision)
+            listed = [one for one in listed if members is None or members.fullmatch(one.name)]
             if not listed:
                 raise ConfigError(
                     expected=f"files that end in {', '.join(_READABLE)} in `{given}`",

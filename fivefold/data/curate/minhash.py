@@ -25,6 +25,10 @@ _BLOCK = 1024
 """Shingles at a time: 112 functions over them take half a megabyte."""
 
 
+NO_SHINGLES = np.iinfo(np.uint32).max
+"""Each value of a signature of no shingles."""
+
+
 @lru_cache(maxsize=8)
 def _functions(count: int, seed: int) -> tuple[Values, Values]:
     random = np.random.default_rng([seed, count])
@@ -46,7 +50,7 @@ def signature(hashes: Hashes, config: MinHashConfig) -> Values:
     """Return `bands * rows` minima of the hash functions; all ones for no shingles."""
     factors, offsets = _functions(config.bands * config.rows, config.seed)
     halves = (hashes >> np.uint64(32)).astype(np.uint32)
-    least = np.full(len(factors), np.iinfo(np.uint32).max, dtype=np.uint32)
+    least = np.full(len(factors), NO_SHINGLES, dtype=np.uint32)
     for start in range(0, len(halves), _BLOCK):
         values = factors * halves[start : start + _BLOCK]
         values += offsets

@@ -138,6 +138,33 @@ def corpus_blocks(
         )
 
 
+def benchmark_block(folder: Path, facts: Mapping[str, Any] | None) -> None:
+    """Write which benchmarks were looked for; `facts` as in `benchmarks.json`."""
+    if not facts or not (facts["counts"] or facts["missing"]):
+        return
+    note = "Items of few words stand in ordinary texts, and runs that many items share are nobody's"
+    note += ": neither is looked for."
+    if facts["missing"]:
+        note += f" Not in the cache, so not looked for: {', '.join(facts['missing'])}."
+    write_block(
+        folder,
+        "16_benchmarks",
+        "table",
+        "Benchmarks that no document may hold",
+        note,
+        columns=["benchmark", "items", "looked for", "too short", "shared by many"],
+        rows=[
+            [name, one["items"], looked_for(one), one["short"], one["boilerplate"]]
+            for name, one in sorted(facts["counts"].items())
+        ],
+    )
+
+
+def looked_for(counts: Mapping[str, int]) -> int:
+    """Return how many items of a benchmark are looked for."""
+    return counts["items"] - counts["short"] - counts["boilerplate"]
+
+
 def _bars(counts: list[tuple[str, int]]) -> list[dict[str, str | int]]:
     return [{"name": name, "value": count} for name, count in counts]
 

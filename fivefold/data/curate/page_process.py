@@ -56,12 +56,15 @@ class PageProcess:
         main_content: bool,
         extractor: Extractor = "resiliparse",
     ) -> Extracted:
-        """Return what `extract_page` returns.
+        """Return what `extract_page` returns; text that needs no parser is read in this process.
 
         Raises:
             ConfigError: a package is missing, for this page and for all others of its kind.
             PageProcessError: with the child's trace, or with what ended it.
         """
+        # Parsers of other people's formats may hang or crash; our own code cannot.
+        if form not in ("html", "pdf"):
+            return extract_page(content, form, charset)
         child = self._child or self._begin()
         assert child.stdin, "the child was begun with pipes"
         assert child.stdout, "the child was begun with pipes"

@@ -14,16 +14,19 @@ from pathlib import Path
 
 from fivefold.data.archive import read_members
 from fivefold.data.curate.config import ExtractConfig
+from fivefold.data.curate.page_process import PageProcess, PageProcessError
 from fivefold.data.curate.shard import Shard, page_form
 from fivefold.data.curate.warc import read_warc
-from fivefold.data.curate.web_page import PageForm, extract_page
-from fivefold.data.document import Document, document_id, read_rows
+from fivefold.data.curate.web_page import PageForm
+from fivefold.data.document import Document, document_id, read_good_rows
 from fivefold.data.extract import extract_texts
 from fivefold.errors import CorruptFileError, StorageError
 
 logger = logging.getLogger(__name__)
 
 _ROWS_AT_ONCE = 1000
+_PAGE_SECONDS = 60.0
+"""Processor time after which a page of reference text is left out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,22 +69,8 @@ def _read_rows(shard: Shard) -> Iterator[RawPage | Document]:
     Raises:
         CorruptFileError: no row can be read: these are no documents.
     """
-    refused: list[RawPage] = []
-    first, is_read = None, False
-    for number, row in read_rows(shard.path, shard.source):
-        if isinstance(row, CorruptFileError):
-            first = first or row
-            refused.append(_bad_row(shard, number))
-            if not is_read:
-                continue
-        else:
-            is_read = True
-        yield from refused
-        refused.clear()
-        if isinstance(row, Document):
-            yield row
-    if first is not None and not is_read:
-        raise first
+    for number, row in read_good_rows(shard.path, shard.source):
+        yield row or _bad_row(shard, number)
 
 
 def read_texts(shards: Sequence[Shard], config: ExtractConfig) -> Iterator[Document]:
@@ -90,25 +79,41 @@ def read_texts(shards: Sequence[Shard], config: ExtractConfig) -> Iterator[Docum
     Raises:
         CorruptFileError, StorageError: as `read_shard`.
     """
-    left_out = 0
-    for shard in shards:
-        for found in read_shard(shard, config):
-            if isinstance(found, RawPage):
-                extracted = extract_page(
-                    found.content,
-                    found.form,
-                    found.charset,
-                    main_content=config.main_content,
-                    extractor=config.extractor,
-                )
-                name = document_id(shard.source, found.url)
-                found = Document(name, extracted.text, shard.source, found.url, shard.lang)
-            if found.text.strip():
-                yield found
-            else:
-                left_out += 1
+    left_out, failed = 0, list[str]()
+    with PageProcess(_PAGE_SECONDS) as process:
+        for shard in shards:
+            for found in read_shard(shard, config):
+                if isinstance(found, RawPage):
+                    try:
+                        found = _extract(found, shard, config, process)
+                    except PageProcessError as error:
+                        failed.append(f"{found.url}: {str(error).strip().splitlines()[-1]}")
+                        continue
+                if found.text.strip():
+                    yield found
+                else:
+                    left_out += 1
     if left_out:
         logger.info("%s pages of %s without text left out", f"{left_out:,}", shards[0].source)
+    if failed:
+        logger.warning(
+            "%d pages of %s left out that could not be read, the first %s",
+            len(failed),
+            shards[0].source,
+            failed[0],
+        )
+
+
+def _extract(page: RawPage, shard: Shard, config: ExtractConfig, process: PageProcess) -> Document:
+    extracted = process.extract(
+        page.content,
+        page.form,
+        page.charset,
+        main_content=config.main_content,
+        extractor=config.extractor,
+    )
+    name = document_id(shard.source, page.url)
+    return Document(name, extracted.text, shard.source, page.url, shard.lang)
 
 
 def _read_page(shard: Shard, config: ExtractConfig) -> Iterator[RawPage | Document]:

@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+BENCHMARKS_FILE = "benchmarks.json"
+"""Beside the stages' folders: counts of items by benchmark, and those that are not in the cache."""
+
 
 class CurationRun:
     """Executes stages one after the other and collects the accounts that they leave."""
@@ -57,6 +60,15 @@ class CurationRun:
             self._track,
             self._config.executor,
         )
+
+    def execute_scores(self, stage: str, steps: Sequence["PipelineStep"], tasks: int) -> None:
+        """Run a stage that writes scores; those of runs that did not keep traces are made again."""
+        from fivefold.data.curate.classify_step import has_traces
+
+        if not has_traces(self.folders[stage]):
+            logger.info("%s: scores of an earlier version of Fivefold are made again", stage)
+            remove(self.folders[stage])
+        self.execute(stage, steps, tasks)
 
     def enter(self, stage: str, names: Sequence[str], tasks: int | None = None) -> None:
         """Collect the accounts of a stage's steps."""
@@ -95,13 +107,13 @@ class CurationRun:
         from fivefold.data.curate.step import ReadDocuments
         from fivefold.data.curate.summary import Summarise
 
-        tasks, folders = self._config.tasks, self.folders
+        tasks, folders, seconds = self._config.tasks, self.folders, self._config.page_seconds
         reader = ReadDocuments(self.task_files("filter"))
-        self.execute("sign", [reader, SignDocuments(minhash, folders["sign"])])
+        self.execute("sign", [reader, SignDocuments(minhash, folders["sign"], seconds)])
         chooser = ChooseKeepers(minhash, folders["sign"], folders["choose"], tasks)
         self.execute("choose", [chooser], 1)
         folder = folders["dedup"]
-        drop = DropDuplicates(bloom, folder / "accounts", self._config.page_seconds)
+        drop = DropDuplicates(bloom, folder / "accounts", seconds)
         steps: list[PipelineStep] = [
             ReadMerged(folders["filter"] / "documents", folders["choose"], tasks),
             drop,
@@ -115,18 +127,18 @@ class CurationRun:
     def index_benchmarks(self) -> None:
         """Read the benchmarks: first of all, so that their mistakes come before hours of work.
 
-        Uses the folder `benchmarks`.
+        Uses the folder `benchmarks`; beside it a file says what is looked for.
         """
+        from fivefold.data.curate.benchmark_items import missing_benchmarks
         from fivefold.data.curate.decontaminate_step import BuildBenchmarkIndex
 
-        if self._config.benchmarks is None:
-            logger.info(
-                "no `benchmarks`: documents may hold items of them; name their files, for example "
-                "with `data run --benchmarks FILE`"
-            )
-            return
-        builder = BuildBenchmarkIndex(self._config.benchmarks, self.folders["benchmarks"])
-        self.execute("benchmarks", [builder], 1)
+        folder, config = self.folders["benchmarks"], self._config.benchmarks
+        facts: dict[str, object] = {"counts": {}, "missing": []}
+        if config is not None:
+            self.execute("benchmarks", [BuildBenchmarkIndex(config, folder)], 1)
+            counts = read_json(folder / "benchmarks.json") or {}
+            facts = {"counts": counts, "missing": missing_benchmarks(config)}
+        write_json(folder.parent / BENCHMARKS_FILE, facts)
 
     def benchmark_steps(self, stage: str) -> "list[JudgeStep]":
         """Return what takes benchmark items out of a stage's documents; nothing without a list."""
@@ -162,7 +174,7 @@ class CurationRun:
 
 def remove_results(out: Path) -> None:
     """Remove what an earlier run says of itself, which would be taken for this one's."""
-    for name in ("accounts.json", "summary.json", "tiers.json"):
+    for name in ("accounts.json", "summary.json", "tiers.json", BENCHMARKS_FILE):
         remove(out / name)
 
 

@@ -31,6 +31,7 @@ _KINDS: dict[str, Kind] = {
     ".warc.zst": "warc",
     ".jsonl": "rows",
     ".jsonl.zst": "rows",
+    ".jsonl.gz": "rows",
     ".parquet": "table",
     ".deb": "archive",
     ".whl": "archive",

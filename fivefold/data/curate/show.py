@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -9,7 +10,8 @@ from rich.text import Text
 
 from fivefold.artifact import read_json
 from fivefold.data.curate.account import Account, Poisoned, Sample, account_from_json
-from fivefold.data.curate.page import EDITS, reason_rows
+from fivefold.data.curate.page import EDITS, looked_for, reason_rows
+from fivefold.data.curate.run import BENCHMARKS_FILE
 from fivefold.errors import ConfigError, CorruptFileError, MissingFileError
 
 _BYTES_PER_TOKEN = 4
@@ -80,6 +82,32 @@ def show_stats(out: Path, console: Console) -> None:
         f"{summary['documents']:,} documents, {summary['characters'] / 1e6:.3f} M characters",
         highlight=False,
     )
+    for line in describe_benchmarks(read_json(out / BENCHMARKS_FILE)):
+        console.out(line, highlight=False)
+
+
+def describe_benchmarks(facts: Mapping[str, Any] | None) -> list[str]:
+    """Return what was and was not looked for, as lines; `facts` as in `benchmarks.json`."""
+    if facts is None:
+        return []
+    counts, missing = facts["counts"], facts["missing"]
+    if not counts and not missing:
+        return ["benchmarks: none looked for; documents may hold items of them"]
+    found = {name: looked_for(one) for name, one in counts.items()}
+    shown = ", ".join(f"{name} {number:,}" for name, number in sorted(found.items()) if number)
+    lines = [f"benchmarks: no document holds any of {sum(found.values()):,} items ({shown})"]
+    if short := {name: one["short"] for name, one in counts.items() if one["short"]}:
+        named = ", ".join(f"{name} {number:,}" for name, number in sorted(short.items()))
+        lines.append(f"not looked for, as ordinary text holds such few words: {named}")
+    if shared := {name: one["boilerplate"] for name, one in counts.items() if one["boilerplate"]}:
+        named = ", ".join(f"{name} {number:,}" for name, number in sorted(shared.items()))
+        lines.append(f"not looked for, as many items share all of their words: {named}")
+    if missing:
+        lines.append(
+            f"not in the cache, so not looked for: {', '.join(missing)}; `fivefold data get "
+            "--benchmarks` fetches them, `--benchmarks FILE` names others"
+        )
+    return lines
 
 
 def _tier_table(tiers: Mapping[str, Mapping[str, float]]) -> Table:

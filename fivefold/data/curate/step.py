@@ -3,7 +3,8 @@
 datatrove's executors run them: a task is a fixed share of the input files, its documents stream
 through the steps, and a finished task is never run again. A step that fails on a document, or that
 needs more than `page_seconds` of processor time for it, quarantines that document with its trace
-and goes on.
+and goes on. An error that no document is to blame for (a model, a list or a package is missing, an
+endpoint refuses, the disk is full) ends the run with its words.
 
 Surprise: the time limit is a signal that comes between two instructions of Python or inside a
 regular expression, but not within one long call into other C code; it counts processor time, so
@@ -17,7 +18,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, TypeVar
 
 from datatrove.data import Document as Page
 from datatrove.pipeline.base import PipelineStep
@@ -30,7 +31,7 @@ from fivefold.data.curate.language import load_identifier
 from fivefold.data.curate.url import read_domains, url_reason
 from fivefold.data.curate.verdict import Verdict
 from fivefold.data.document import Document, read_documents
-from fivefold.errors import ConfigError
+from fivefold.errors import CorruptFileError, FivefoldError
 
 
 class PageTimeoutError(Exception):
@@ -58,6 +59,25 @@ def time_limit(seconds: float) -> Iterator[None]:
     finally:
         signal.setitimer(signal.ITIMER_VIRTUAL, 0)
         signal.signal(signal.SIGVTALRM, before)
+
+
+_Item = TypeVar("_Item")
+
+
+def within_time(items: Iterable[_Item], seconds: float) -> Iterator[_Item]:
+    """Yield items, each of which may take so long to come.
+
+    Raises:
+        PageTimeoutError: one took longer; no other comes after it.
+    """
+    iterator = iter(items)
+    while True:
+        with time_limit(seconds):
+            try:
+                item = next(iterator)
+            except StopIteration:
+                return
+        yield item
 
 
 def document_to_page(document: Document) -> Page:
@@ -102,16 +122,21 @@ class ReadShare(PipelineStep):
 
     type = "reader"
 
-    def __init__(self, name: str, shards: Sequence[Any], out: Path) -> None:
+    def __init__(self, name: str, shards: Sequence[Any], out: Path, page_seconds: float) -> None:
         """Take inputs, each with a `path`; write `OUT/TASK.json` with those that gave nothing."""
         self.name = name
         super().__init__()
         self.shards = list(shards)
         self.out = str(out)
+        self.page_seconds = page_seconds
 
     @abstractmethod
     def read(self, shard: Any) -> Iterator[Page]:
         """Yield the pages of one input."""
+
+    @abstractmethod
+    def give_up(self, shard: Any, error: CorruptFileError) -> Page:
+        """Return a page that stands for the rest of an input, or raise the error."""
 
     def run(
         self, data: Iterable[Page] | None = None, rank: int = 0, world_size: int = 1
@@ -120,12 +145,34 @@ class ReadShare(PipelineStep):
         empty, mine = [], self.shards[rank::world_size]
         for shard in mine:
             count = 0
-            for page in self.read(shard):
+            for page in self._read_in_time(shard):
                 count += 1
                 yield page
             if not count:
                 empty.append(str(shard.path))
         write_json(Path(self.out) / f"{rank:05d}.json", {"files": len(mine), "empty": empty})
+
+    def _read_in_time(self, shard: Any) -> Iterator[Page]:
+        count = 0
+        try:
+            for page in within_time(self.read(shard), self.page_seconds):
+                count += 1
+                yield page
+        except PageTimeoutError as error:
+            damage = CorruptFileError(
+                expected=f"to read page {count + 1:,} of `{shard.path}` in {self.page_seconds:g} s",
+                found=str(error),
+                fix="Look at that input, leave it out, or raise `page_seconds`",
+            )
+            yield self.give_up(shard, damage)
+
+
+def is_of_the_run(error: Exception) -> bool:
+    """Return whether no document is to blame for an error, and so every other one would meet it.
+
+    A damaged file is one of many inputs; every other error with words asks the user for something.
+    """
+    return isinstance(error, FivefoldError) and not isinstance(error, CorruptFileError)
 
 
 class JudgeStep(PipelineStep):
@@ -155,10 +202,10 @@ class JudgeStep(PipelineStep):
             try:
                 with time_limit(self.page_seconds):
                     verdict = judge_page(page)
-            except ConfigError:  # no page is to blame: a package or a model is missing
-                raise
             # Whatever a page does to a step, the other pages go on; the trace is kept and counted.
-            except Exception as error:  # noqa: BLE001
+            except Exception as error:
+                if is_of_the_run(error):
+                    raise
                 account.quarantine(page.id, url, error)
                 self.stat_update("quarantined")
                 continue

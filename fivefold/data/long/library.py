@@ -6,6 +6,7 @@ chunk (4 KB with the default width).
 """
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -100,34 +101,47 @@ def choose_roots(documents: Sequence[Document], candidates: Sequence[int], count
     return set(ranked[:count])
 
 
-def build_library(
-    documents: Sequence[Document], config: IndexConfig, ruler: Ruler, folder: Path
-) -> None:
-    """Cut and embed documents, which are in the order of their ids, into `folder`."""
-    rows: list[tuple[int, int, int, int]] = []
-    frequencies: dict[str, int] = {}
-    for number, document in enumerate(documents):
-        for chunk in cut_into_chunks(document.text, config.chunk_tokens, ruler):
-            rows.append((number, chunk.begin, chunk.end, chunk.tokens))
-            for word in set(content_words(document.text[chunk.begin : chunk.end])):
-                frequencies[word] = frequencies.get(word, 0) + 1
-    table = np.array(rows, dtype=np.int64).reshape(len(rows), 4)
-    most = max(1, config.max_document_share * len(rows))
-    kept = {word: count for word, count in sorted(frequencies.items()) if count <= most}
-    embedder = HashedTfidf(kept, len(rows), config.dimensions)
-    texts = [documents[row[0]].text[row[1] : row[2]] for row in rows]
-    with document_writer(folder / "documents.jsonl.zst") as write:
-        for document in documents:
-            write(document)
-    with atomic_write(folder / "words.json") as partial:
-        facts = {"chunks": len(rows), "dimensions": config.dimensions, "frequencies": kept}
-        partial.write_text(json.dumps(facts, ensure_ascii=False) + "\n", encoding="utf-8")
-    with atomic_write(folder / "chunks.npz") as partial, partial.open("wb") as file:
-        np.savez(file, table=table, vectors=embedder.embed(texts))
+class LibraryBuilder:
+    """Cuts documents, which come in the order of their ids; embeds and writes them at the end."""
+
+    def __init__(self, config: IndexConfig, ruler: Ruler) -> None:
+        """Begin without any document."""
+        self._config, self._ruler = config, ruler
+        self._documents: list[Document] = []
+        self._rows: list[tuple[int, int, int, int]] = []
+        self._frequencies: Counter[str] = Counter()
+
+    def add(self, document: Document) -> None:
+        """Cut a document and count its words; what fails on the way leaves nothing of it."""
+        chunks = cut_into_chunks(document.text, self._config.chunk_tokens, self._ruler)
+        words: Counter[str] = Counter()
+        for chunk in chunks:
+            words.update(set(content_words(document.text[chunk.begin : chunk.end])))
+        number = len(self._documents)
+        self._rows += [(number, one.begin, one.end, one.tokens) for one in chunks]
+        self._frequencies.update(words)
+        self._documents.append(document)
+
+    def write(self, folder: Path) -> None:
+        """Embed everything and write the library."""
+        config, rows, documents = self._config, self._rows, self._documents
+        table = np.array(rows, dtype=np.int64).reshape(len(rows), 4)
+        most = max(1, config.max_document_share * len(rows))
+        kept = {word: n for word, n in sorted(self._frequencies.items()) if n <= most}
+        embedder = HashedTfidf(kept, len(rows), config.dimensions)
+        texts = [documents[row[0]].text[row[1] : row[2]] for row in rows]
+        with document_writer(folder / "documents.jsonl.zst") as write:
+            for document in documents:
+                write(document)
+        with atomic_write(folder / "words.json") as partial:
+            facts = {"chunks": len(rows), "dimensions": config.dimensions, "frequencies": kept}
+            partial.write_text(json.dumps(facts, ensure_ascii=False) + "\n", encoding="utf-8")
+        with atomic_write(folder / "chunks.npz") as partial, partial.open("wb") as file:
+            np.savez(file, table=table, vectors=embedder.embed(texts))
 
 
 def open_library(folder: Path) -> Library:
-    """Read what `build_library` wrote."""
+    """Read what `LibraryBuilder` wrote."""
     facts = json.loads((folder / "words.json").read_text(encoding="utf-8"))
     with np.load(folder / "chunks.npz") as arrays:
         table, vectors = arrays["table"], arrays["vectors"]

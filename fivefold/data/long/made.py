@@ -15,6 +15,9 @@ import xxhash
 from fivefold.data.document import Document, document_id
 from fivefold.data.long.gap import Statistics
 
+WITH_MODEL = ("entropylong",)
+"""Methods that ask a model about each of their documents."""
+
 
 @dataclass(frozen=True)
 class Made:

@@ -24,13 +24,14 @@ import xxhash
 from fivefold.artifact import atomic_write, digest_directory, write_json
 from fivefold.config import hash_config
 from fivefold.data.curate.account import check_chain
+from fivefold.data.curate.benchmark_items import decontamination_parts
 from fivefold.data.curate.dclm_baseline import Curated, digest_file
-from fivefold.data.curate.decontaminate import decontamination_parts
 from fivefold.data.curate.run import CurationRun, name_folders, remove_results, write_results
 from fivefold.data.curate.shard import Shard
 from fivefold.data.long.config import LongConfig
 from fivefold.data.long.entropylong import CEILING
 from fivefold.data.long.gap import Statistics, read_statistics
+from fivefold.data.long.made import WITH_MODEL
 from fivefold.errors import MissingFileError
 from fivefold.stage import Track
 
@@ -40,7 +41,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 METHODS = ("natural", "nextlong", "entropylong", "interleave", "repository", "mrcr")
-_WITH_MODEL = ("entropylong",)
 
 
 def run_midtrain_long(
@@ -88,8 +88,8 @@ class _Run(CurationRun):
         self.statistics: dict[str, Statistics] = {}
         self.methods = [name for name in METHODS if getattr(config, name) is not None]
         if not config.model.checkpoint:
-            without = [name for name in self.methods if name in _WITH_MODEL]
-            self.methods = [name for name in self.methods if name not in _WITH_MODEL]
+            without = [name for name in self.methods if name in WITH_MODEL]
+            self.methods = [name for name in self.methods if name not in WITH_MODEL]
             without += ["the perplexity of natural documents"] if config.natural else []
             if without:
                 logger.warning("no `model`, and so without %s", " and ".join(without))
@@ -106,9 +106,10 @@ class _Run(CurationRun):
 
         self.index_benchmarks()
         config, folder = self.config, self.folders["extract"]
-        extract = ExtractText(config.extract, folder / "accounts", config.page_seconds)
+        seconds = config.page_seconds
+        extract = ExtractText(config.extract, folder / "accounts", seconds)
         judges = [extract, *self.benchmark_steps("extract")]
-        reader = ReadShards(shards, config.extract, folder / "reading")
+        reader = ReadShards(shards, config.extract, folder / "reading", seconds)
         self.execute("extract", [reader, *judges, WriteSorted(folder / "documents")])
         self.enter("extract", [judge.name for judge in judges])
         library = self.folders["library"]
@@ -183,7 +184,7 @@ def long_stage_folders(shards: Sequence[Shard], config: LongConfig, out: Path) -
     for method in METHODS:
         own = getattr(config, method)
         parts = [library, shape, own and hash_config(own)]
-        parts += [score] if method == "natural" else [model] if method in _WITH_MODEL else []
+        parts += [score] if method == "natural" else [model] if method in WITH_MODEL else []
         folders[method] = _hash(parts)
     own_folders = {name: out / f"{name}-{value[:16]}" for name, value in folders.items()}
     return own_folders | name_folders([], {"benchmarks": benchmarks}, out)

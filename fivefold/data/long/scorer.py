@@ -8,7 +8,6 @@ Surprise: row[0] of a sequence is predicted from nothing, so its two numbers are
 sum that forgets this shows it.
 """
 
-import importlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,8 +16,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from fivefold.data.factory import load_factory
 from fivefold.data.long.config import ModelSource
-from fivefold.errors import ConfigError
 from fivefold.text.tokenizer import Tokenizer
 
 
@@ -73,16 +72,7 @@ def open_model(source: ModelSource) -> TokenModel:
         ConfigError: no such module or function.
         FivefoldError: as the factory does.
     """
-    module, _, name = source.factory.partition(":")
-    try:
-        factory = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ConfigError(
-            expected="`model.factory` to be MODULE:FUNCTION",
-            found=f"{source.factory!r}: {error}",
-            fix="Correct it; the module must be importable, for example through PYTHONPATH",
-        ) from error
-    return factory(source.checkpoint)
+    return load_factory(source.factory, "model.factory")(source.checkpoint)
 
 
 class BitsPerByte:

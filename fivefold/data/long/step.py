@@ -7,6 +7,8 @@ a unit on which it fails is quarantined with its trace and the others go on.
 
 import heapq
 import json
+import logging
+import math
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
@@ -17,6 +19,7 @@ from datatrove.pipeline.base import PipelineStep
 from fivefold.artifact import atomic_write, write_json
 from fivefold.data.curate.account import Account
 from fivefold.data.curate.dedup_step import order_key, task_file
+from fivefold.data.curate.step import is_of_the_run, time_limit
 from fivefold.data.curate.summary import Summary
 from fivefold.data.curate.verdict import Verdict
 from fivefold.data.dedup import text_fingerprint
@@ -24,8 +27,8 @@ from fivefold.data.document import Document, document_writer, read_documents
 from fivefold.data.long.config import LongConfig
 from fivefold.data.long.entropylong import EntropyLong
 from fivefold.data.long.interleave import Interleave
-from fivefold.data.long.library import Library, build_library, open_library
-from fivefold.data.long.made import Made, Method, Unit
+from fivefold.data.long.library import Library, LibraryBuilder, open_library
+from fivefold.data.long.made import WITH_MODEL, Made, Method, Unit
 from fivefold.data.long.measure import Ruler, open_ruler
 from fivefold.data.long.mrcr import Mrcr
 from fivefold.data.long.mrcr_variant import DECLARATION
@@ -33,6 +36,11 @@ from fivefold.data.long.natural import Natural, length_reason
 from fivefold.data.long.nextlong import NextLong
 from fivefold.data.long.repository import Repository
 from fivefold.data.long.scorer import BitsPerByte, open_model
+
+logger = logging.getLogger(__name__)
+
+_MODEL_PATIENCE = 100
+"""Times `page_seconds` that a model may take for a document: a large one is slow with any."""
 
 
 def recipe_ruler(config: LongConfig) -> Ruler:
@@ -63,22 +71,31 @@ class BuildLibrary(PipelineStep):
         merged = heapq.merge(
             *map(read_documents, files), key=lambda one: order_key(one.id, one.text)
         )
-        account, kept = Account(), list[Document]()
+        account, builder = Account(), LibraryBuilder(self.config.index, recipe_ruler(self.config))
         seen: set[bytes] = set()
         ids: set[str] = set()
         for document in merged:
             account.enter(document.text)
-            fingerprint = text_fingerprint(document.text)
-            reason = "unique.exact" if fingerprint in seen else ""
-            reason = "unique.id" if document.id in ids else reason
+            try:
+                with time_limit(self.config.page_seconds):
+                    fingerprint = text_fingerprint(document.text)
+                    reason = "unique.exact" if fingerprint in seen else ""
+                    reason = "unique.id" if document.id in ids else reason
+                    if not reason:
+                        builder.add(document)
+            # Whatever a document does to the library, the others go on; the trace is kept.
+            except Exception as error:
+                if is_of_the_run(error):
+                    raise
+                account.quarantine(document.id, document.url, error)
+                continue
             account.settle(document.id, document.url, Verdict(document.text, reason))
             if not reason:
                 seen.add(fingerprint)
                 ids.add(document.id)
-                kept.append(document)
         account.check()
         out = Path(self.out)
-        build_library(kept, self.config.index, recipe_ruler(self.config), out)
+        builder.write(out)
         write_json(out / "accounts" / "unique" / f"{rank:05d}.json", account.to_json())
         yield from ()
 
@@ -112,12 +129,24 @@ class ScoreLong(PipelineStep):
             tokens = int(library.document_tokens[place])
             if not length_reason(document.text, tokens, self.config.natural):
                 ids.append(document.id)
-                scores.append(float(scorer.score([document.text])[0]))
+                scores.append(self._score(scorer, document))
         values = np.array(scores, np.float64)
         columns = {"id": arrow.array(ids, arrow.string()), "bits_per_byte": values}
         with atomic_write(Path(self.out) / f"{rank:05d}.parquet") as partial:
             parquet.write_table(arrow.table(columns), partial, compression="zstd")
         yield from ()
+
+    def _score(self, scorer: BitsPerByte, document: Document) -> float:
+        """Return bits per byte; NaN, of which the method `natural` says so, where that fails."""
+        try:
+            with time_limit(_MODEL_PATIENCE * self.config.page_seconds):
+                return float(scorer.score([document.text])[0])
+        # One document does not stop the others.
+        except Exception as error:
+            if is_of_the_run(error):
+                raise
+            logger.warning("no bits per byte for document %s: %s", document.id, error)
+            return math.nan
 
 
 def read_long_scores(folder: Path) -> dict[str, float]:
@@ -192,10 +221,15 @@ class Synthesise(PipelineStep):
     def _make(self, method: Method, unit: Unit, account: Account) -> list[Made]:
         for document in unit.documents:
             account.enter(document.text)
+        patience = _MODEL_PATIENCE if self.name in WITH_MODEL else 1
         try:
-            outcomes = method.make(unit)
+            # A unit may take as long as all of its documents together.
+            with time_limit(patience * self.config.page_seconds * max(1, len(unit.documents))):
+                outcomes = method.make(unit)
         # Whatever a unit does to a method, the others go on; the trace is kept and counted.
-        except Exception as error:  # noqa: BLE001
+        except Exception as error:
+            if is_of_the_run(error):
+                raise
             for document in unit.documents:
                 account.quarantine(document.id, document.url, error)
             self.stat_update("quarantined")

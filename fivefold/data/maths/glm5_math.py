@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING
 from fivefold.artifact import digest_directory, read_json, write_json
 from fivefold.config import Config
 from fivefold.data.curate.account import check_chain
+from fivefold.data.curate.benchmark_items import decontamination_parts
 from fivefold.data.curate.dclm_baseline import Curated, digest_file, digest_shards
-from fivefold.data.curate.decontaminate import decontamination_parts
 from fivefold.data.curate.run import CurationRun, name_folders, remove_results, write_results
 from fivefold.data.curate.shard import Shard, find_shards
 from fivefold.data.long.config import ModelSource
@@ -106,7 +106,7 @@ class _Run:
             *([FilterUrls(config.url, accounts, seconds)] if config.url else []),
             ExtractMaths(config.extract, config.formulas, accounts, seconds),
         ]
-        reader = ReadShards(self.shards, config.extract, folder / "reading")
+        reader = ReadShards(self.shards, config.extract, folder / "reading", seconds)
         self.stages.execute("extract", [reader, *steps, WriteTask(folder / "documents")])
         self.stages.enter("extract", [step.name for step in steps])
 
@@ -145,11 +145,12 @@ class _Run:
         config, folders = self.config.templates, self.folders
         if config is None:
             return []
-        outliner = OutlineDocuments(files, config, folders["outline"])
+        seconds = self.config.page_seconds
+        outliner = OutlineDocuments(files, config, folders["outline"], seconds)
         self.stages.execute("outline", [outliner], len(files))
         finder = FindTemplates(folders["outline"], len(files), config, folders["templates"])
         self.stages.execute("templates", [finder], 1)
-        accounts, seconds = folders["refuse"] / "accounts", self.config.page_seconds
+        accounts = folders["refuse"] / "accounts"
         return [DropTemplates(config, folders["templates"], accounts, seconds)]
 
     def _machine_text(self) -> list["JudgeStep"]:
@@ -183,7 +184,7 @@ class _Run:
             learned = folders["learn"]
             self.stages.execute("learn", [LearnHead(files, labels, distil, learned)], 1)
         scorer = ScoreMaths(files, config.scorer, learned, config.chunks, folders["score"], seconds)
-        self.stages.execute("score", [scorer], len(files))
+        self.stages.execute_scores("score", [scorer], len(files))
         parts = folders["score"] / "parts"
         check_failures([score_file(parts, file) for file in files], config.max_failed)
 

@@ -21,12 +21,12 @@ from datatrove.pipeline.base import PipelineStep
 from numpy.typing import NDArray
 
 from fivefold.artifact import atomic_write, read_json, write_json
+from fivefold.data.curate.account import trace_of
 from fivefold.data.curate.classifier import is_heldout, score_threshold
 from fivefold.data.curate.classify_step import (
     read_scores,
     score_file,
     take_score,
-    trace_of,
     write_scores,
 )
 from fivefold.data.curate.step import JudgeStep, time_limit

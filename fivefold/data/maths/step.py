@@ -17,12 +17,13 @@ import xxhash
 from datatrove.data import Document as Page
 from datatrove.pipeline.base import PipelineStep
 
-from fivefold.artifact import atomic_write
+from fivefold.artifact import atomic_write, read_json, write_json
+from fivefold.data.curate.account import EarlierError, trace_of
 from fivefold.data.curate.config import ExtractConfig
 from fivefold.data.curate.extract_step import ExtractText
 from fivefold.data.curate.raw_page import read_texts
 from fivefold.data.curate.shard import Shard
-from fivefold.data.curate.step import JudgeStep
+from fivefold.data.curate.step import JudgeStep, is_of_the_run, time_limit
 from fivefold.data.curate.verdict import Verdict
 from fivefold.data.curate.web_page import decode_page
 from fivefold.data.document import read_documents
@@ -44,11 +45,13 @@ from fivefold.data.maths.rule import find_signals
 from fivefold.data.maths.template import (
     Outline,
     find_templates,
-    outline,
+    join_outline,
+    no_outline,
+    outline_text,
     template_share,
 )
 
-_TEMPLATES = "templates.npz"
+_TEMPLATES, _TRACES = "templates.npz", "traces.json"
 
 
 class ExtractMaths(ExtractText):
@@ -118,19 +121,36 @@ class OutlineDocuments(PipelineStep):
     name = "outline"
     type = "fivefold"
 
-    def __init__(self, documents: Sequence[Path], config: TemplateConfig, out: Path) -> None:
-        """Take one file for each task; write `OUT/TASK.npz`."""
+    def __init__(
+        self, documents: Sequence[Path], config: TemplateConfig, out: Path, page_seconds: float
+    ) -> None:
+        """Take one file for each task; write `OUT/TASK.npz`, and traces beside it."""
         super().__init__()
         self.documents = [str(file) for file in documents]
         self.config = config
         self.out = str(out)
+        self.page_seconds = page_seconds
 
     def run(
         self, data: Iterable[Page] | None = None, rank: int = 0, world_size: int = 1
     ) -> Iterator[Page]:
         """Write the outline of the file number `rank`; nothing goes on from here."""
-        rows = [(d.id, d.source, d.text) for d in read_documents(Path(self.documents[rank]))]
-        found = outline(rows, self.config)
+        names, sources, parts = list[str](), list[str](), []
+        traces: dict[str, str] = {}
+        for document in read_documents(Path(self.documents[rank])):
+            try:
+                with time_limit(self.page_seconds):
+                    part = outline_text(document.source, document.text, self.config)
+            # It is like no other text, and `DropTemplates` quarantines it.
+            except Exception as error:
+                if is_of_the_run(error):
+                    raise
+                traces[document.id], part = trace_of(error), no_outline(self.config)
+            names.append(document.id)
+            sources.append(document.source)
+            parts.append(part)
+        write_json(Path(self.out) / f"{rank:05d}.json", traces)
+        found = join_outline(names, sources, parts, self.config)
         path = Path(self.out) / f"{rank:05d}.npz"
         with atomic_write(path) as partial, partial.open("wb") as file:
             np.savez(
@@ -151,7 +171,7 @@ class FindTemplates(PipelineStep):
     type = "fivefold"
 
     def __init__(self, outlines: Path, files: int, config: TemplateConfig, out: Path) -> None:
-        """Read what `files` tasks left in `outlines`; write `OUT/templates.npz`."""
+        """Read what `files` tasks left in `outlines`; write templates and traces into `out`."""
         super().__init__()
         self.outlines = str(outlines)
         self.files = files
@@ -177,6 +197,10 @@ class FindTemplates(PipelineStep):
         path = Path(self.out) / _TEMPLATES
         with atomic_write(path) as partial, partial.open("wb") as file:
             np.savez(file, lines=found.lines, dropped=np.array(sorted(found.dropped), np.str_))
+        traces: dict[str, str] = {}
+        for number in range(self.files):
+            traces |= read_json(Path(self.outlines) / f"{number:05d}.json") or {}
+        write_json(Path(self.out) / _TRACES, traces)
         yield from ()
 
 
@@ -195,8 +219,11 @@ class DropTemplates(JudgeStep):
         """Read the decision."""
         with np.load(Path(self.templates) / _TEMPLATES) as file:
             lines, dropped = file["lines"], set(file["dropped"].tolist())
+        traces = read_json(Path(self.templates) / _TRACES) or {}
 
         def judge_page(page: Page) -> Verdict:
+            if page.id in traces:
+                raise EarlierError(traces[page.id])
             share, span = template_share(
                 page.text, page.metadata["source"], lines, self.config.min_line_words
             )

@@ -18,7 +18,7 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from fivefold.data.curate.minhash import text_signature
+from fivefold.data.curate.minhash import NO_SHINGLES, text_signature
 from fivefold.data.curate.near_duplicate import candidate_pairs, components
 from fivefold.data.maths.config import TemplateConfig
 
@@ -66,25 +66,38 @@ class Outline:
     """Of masked texts: [documents, bands * rows]."""
 
 
+def outline_text(
+    source: str, text: str, config: TemplateConfig
+) -> tuple[NDArray[np.uint64], NDArray[np.uint32]]:
+    """Return the distinct keys of a text's lines, ascending, and its masked signature."""
+    skeletons = line_skeletons(text, config.min_line_words)
+    keys = sorted({line_key(source, masked) for _, _, masked in skeletons})
+    return np.array(keys, dtype=np.uint64), text_signature(skeleton(text), config.minhash)
+
+
 def outline(documents: Sequence[tuple[str, str, str]], config: TemplateConfig) -> Outline:
     """Return the outline of documents, each (id, source, text)."""
-    lines = [
-        np.array(
-            sorted(
-                {line_key(source, one[2]) for one in line_skeletons(text, config.min_line_words)}
-            ),
-            dtype=np.uint64,
-        )
-        for _, source, text in documents
-    ]
-    signed = [text_signature(skeleton(text), config.minhash) for _, _, text in documents]
+    parts = [outline_text(source, text, config) for _, source, text in documents]
+    names, sources = ([one[place] for one in documents] for place in (0, 1))
+    return join_outline(names, sources, parts, config)
+
+
+def join_outline(
+    names: list[str],
+    sources: list[str],
+    parts: Sequence[tuple[NDArray[np.uint64], NDArray[np.uint32]]],
+    config: TemplateConfig,
+) -> Outline:
+    """Return the outline of documents from what `outline_text` gave of each."""
     width = config.minhash.bands * config.minhash.rows
-    return Outline(
-        [one[0] for one in documents],
-        [one[1] for one in documents],
-        lines,
-        np.array(signed, dtype=np.uint32).reshape(len(documents), width),
-    )
+    signed = np.array([one for _, one in parts], dtype=np.uint32).reshape(len(parts), width)
+    return Outline(names, sources, [lines for lines, _ in parts], signed)
+
+
+def no_outline(config: TemplateConfig) -> tuple[NDArray[np.uint64], NDArray[np.uint32]]:
+    """Return what stands for a text that could not be read: no lines, and like no other text."""
+    width = config.minhash.bands * config.minhash.rows
+    return np.zeros(0, np.uint64), np.full(width, NO_SHINGLES, dtype=np.uint32)
 
 
 @dataclass(frozen=True)
@@ -118,7 +131,7 @@ def _frequent(source: str, size: int, whole: Outline, config: TemplateConfig) ->
 
 
 def _cluster_members(whole: Outline, config: TemplateConfig) -> frozenset[str]:
-    worded = np.flatnonzero((whole.signatures != np.iinfo(np.uint32).max).any(axis=1))
+    worded = np.flatnonzero((whole.signatures != NO_SHINGLES).any(axis=1))
     # Rows in the order of ids, so that it is the same documents that stay whatever their files.
     rows = worded[np.argsort([whole.ids[row] for row in worded], kind="stable")]
     labels = components(len(rows), candidate_pairs(whole.signatures[rows], config.minhash.bands))

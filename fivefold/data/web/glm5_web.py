@@ -106,7 +106,7 @@ def _score_quality(
         models = run.folders["learn_quality"]
         run.execute("learn_quality", [LearnQuality(documents, references, config, models)], 1)
         step = ScoreQuality(documents, models, folder, seconds)
-    run.execute("score", [step], len(documents))
+    run.execute_scores("score", [step], len(documents))
 
 
 def _score_vectors(
@@ -141,7 +141,7 @@ def _score_vectors(
         folders["assess"],
         config.page_seconds,
     )
-    run.execute("assess", [scorer], len(documents))
+    run.execute_scores("assess", [scorer], len(documents))
 
 
 def _select(run: CurationRun, documents: list[Path], config: WebConfig) -> list[Path]:
@@ -152,7 +152,7 @@ def _select(run: CurationRun, documents: list[Path], config: WebConfig) -> list[
 
     folders, folder = run.folders, run.folders["select"]
     assign = AssignTiers(documents, folders["score"], folders["assess"], config, folders["tier"])
-    run.execute("tier", [assign], 1)
+    run.execute_scores("tier", [assign], 1)
     select = SelectTiers(folder / "accounts", config.page_seconds)
     steps = [
         ReadTiered(documents, folders["tier"]),

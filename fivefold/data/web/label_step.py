@@ -3,21 +3,27 @@
 A stage of its own, for a model behind an endpoint is slow: what was marked is not asked again.
 """
 
+import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from datatrove.data import Document as Page
 from datatrove.pipeline.base import PipelineStep
+from numpy.typing import NDArray
 
 from fivefold.artifact import atomic_write
 from fivefold.data.curate.classify_step import read_scores, score_file
-from fivefold.data.document import read_documents
+from fivefold.data.curate.step import is_of_the_run, time_limit
+from fivefold.data.document import Document, read_documents
+from fivefold.data.long.scorer import Scorer
 from fivefold.data.maths.score_step import ScoringError
 from fivefold.data.web.config import WebConfig
 from fivefold.data.web.knowledge_label import excerpt, open_labeller
 from fivefold.data.web.quality import read_quality
 from fivefold.data.web.sample import Sample
+
+logger = logging.getLogger(__name__)
 
 
 class LabelKnowledge(PipelineStep):
@@ -51,8 +57,7 @@ class LabelKnowledge(PipelineStep):
         label, file = self.config.knowledge.label, Path(self.documents[rank])
         wanted = self._wanted()
         chosen = [one for one in read_documents(file) if one.id in wanted]
-        texts = [excerpt(one.text, label.max_characters) for one in chosen]
-        marks = open_labeller(label.scorer).score(texts)
+        marks = self._mark(chosen, open_labeller(label.scorer))
         columns = {
             "id": arrow.array([one.id for one in chosen], arrow.string()),
             "quality": marks.astype(np.float32),
@@ -60,6 +65,25 @@ class LabelKnowledge(PipelineStep):
         with atomic_write(score_file(Path(self.out), file)) as partial:
             parquet.write_table(arrow.table(columns), partial, compression="zstd")
         yield from ()
+
+    def _mark(self, documents: Sequence[Document], labeller: Scorer) -> NDArray[np.float64]:
+        """Return a mark for each document; NaN where the labeller failed on it."""
+        assert self.config.knowledge, "nothing is labelled without it"
+        label = self.config.knowledge.label
+        if label.scorer.kind == "endpoint":
+            # It keeps its own time, and asks about many texts at once.
+            return labeller.score([excerpt(one.text, label.max_characters) for one in documents])
+        marks = np.full(len(documents), np.nan)
+        for place, one in enumerate(documents):
+            try:
+                with time_limit(self.config.page_seconds):
+                    marks[place] = labeller.score([excerpt(one.text, label.max_characters)])[0]
+            # One document does not stop the others; `read_marks` counts the failures.
+            except Exception as error:
+                if is_of_the_run(error):
+                    raise
+                logger.warning("no mark for document %s: %s", one.id, error)
+        return marks
 
     def _wanted(self) -> set[str]:
         """Return the ids of the pages to mark, over all files."""

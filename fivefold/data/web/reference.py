@@ -5,6 +5,7 @@ time, as those of the catalogue are. Books of entries are read by `entry`.
 """
 
 from collections.abc import Iterator, Sequence
+from itertools import groupby
 
 from fivefold.data.archive import read_members
 from fivefold.data.config import CorpusConfig
@@ -132,12 +133,20 @@ def read_references(shards: Sequence[Shard], max_characters: int) -> Iterator[Do
         CorruptFileError, StorageError: as `read_texts`.
     """
     cut = CorpusConfig(max_document_characters=max_characters)
-    for shard in shards:
-        if shard.source == WORDNET and shard.kind == "archive":
-            for name, content in read_members(shard.path, shard.members):
-                yield from wordnet_documents(content.decode("utf-8", errors="replace"), name)
-        elif shard.source in _BOOKS and shard.kind == "archive":
-            members = dict(read_members(shard.path, shard.members))
-            yield from cut_long(book_documents(shard.source, members), cut)
-        else:
-            yield from cut_long(read_texts([shard], ExtractConfig()), cut)
+    # Plain shards go together: what reads their pages is begun once.
+    for is_packaged, group in groupby(shards, _is_packaged):
+        if not is_packaged:
+            yield from cut_long(read_texts(list(group), ExtractConfig()), cut)
+            continue
+        for shard in group:
+            if shard.source == WORDNET:
+                for name, content in read_members(shard.path, shard.members):
+                    yield from wordnet_documents(content.decode("utf-8", errors="replace"), name)
+            else:
+                members = dict(read_members(shard.path, shard.members))
+                yield from cut_long(book_documents(shard.source, members), cut)
+
+
+def _is_packaged(shard: Shard) -> bool:
+    """Return whether a shard is an archive that is no collection of pages."""
+    return shard.kind == "archive" and (shard.source == WORDNET or shard.source in _BOOKS)

@@ -16,13 +16,13 @@ from datatrove.pipeline.base import PipelineStep
 from numpy.typing import NDArray
 
 from fivefold.artifact import atomic_write
+from fivefold.data.curate.account import trace_of
 from fivefold.data.curate.classifier import load_classifier
 from fivefold.data.curate.classify_step import (
     FAILED,
     ScoreDocuments,
     read_scores,
     score_file,
-    trace_of,
 )
 from fivefold.data.curate.config import QualityClassifierConfig
 from fivefold.data.curate.step import time_limit

@@ -16,7 +16,8 @@ from datatrove.pipeline.base import PipelineStep
 from numpy.typing import NDArray
 
 from fivefold.artifact import atomic_write, write_json
-from fivefold.data.curate.classify_step import UnscoredError, score_file
+from fivefold.data.curate.account import EarlierError
+from fivefold.data.curate.classify_step import score_file
 from fivefold.data.curate.step import JudgeStep, document_to_page
 from fivefold.data.curate.verdict import Edit, Verdict
 from fivefold.data.document import read_documents
@@ -230,7 +231,7 @@ class SelectTiers(JudgeStep):
     def _judge(self, page: Page) -> Verdict:
         row = page.metadata.pop("decision")
         if row["trace"]:
-            raise UnscoredError(row["trace"])
+            raise EarlierError(row["trace"])
         if not row["epochs"]:
             return Verdict(page.text, f"tier.{row['tier']}")
         page.metadata["meta"] |= {

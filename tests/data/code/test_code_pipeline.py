@@ -1,5 +1,6 @@
 """The whole code pipeline on repositories: reasons, order, workers, relaunch, restoring files."""
 
+import gzip
 import hashlib
 import json
 import os
@@ -190,13 +191,19 @@ def test_changed_config_or_commit_changes_what_is_downstream_only(
     assert changed(heuristics=None) == list(base)[1:-2]
     # The index of benchmarks hangs on their files alone.
     assert changed(tasks=9) == [name for name in base if name != "benchmarks"]
-    digests = [digest_repository(shard) for shard in shards]
+    digests = [digest_repository(shard, CONFIG.admit) for shard in shards]
     assert len(set(digests)) == len(digests)
 
 
 def test_parts_can_be_left_out_and_classifiers_taken_in(sources: list[Path], tmp_path: Path):
     bare = CodeConfig(
-        tasks=2, heuristics=None, secrets=None, minhash=None, classifier=None, issues=None
+        tasks=2,
+        heuristics=None,
+        secrets=None,
+        minhash=None,
+        classifier=None,
+        issues=None,
+        benchmarks=None,
     )
     found = run(sources, bare, tmp_path / "bare")
     assert list(found.accounts) == ["admit", "language", "duplicates", "tiers", "sampling", "pack"]
@@ -241,7 +248,8 @@ def test_names_of_files_that_are_no_unicode_are_escaped(tmp_path: Path):
     for number, name in enumerate((b"\xe8.py", b"\xe9.py")):
         Path(os.fsdecode(bytes(one.root / "one") + b"/" + name)).write_text(python_text(2 + number))
     one.commit("Odd names", {"one/b.py": python_text(4)})
-    reader = ReadRepositories(find_repositories([one.root]), AdmitConfig(), tmp_path / "reading")
+    shards = find_repositories([one.root])
+    reader = ReadRepositories(shards, AdmitConfig(), tmp_path / "reading", 30)
     admit = AdmitFiles(tmp_path / "accounts", 30)
     list(WriteTask(tmp_path).run(admit.run(reader.run())))
     found = list(read_documents(tmp_path / "00000.jsonl.zst"))
@@ -262,7 +270,7 @@ def test_sources_that_are_none_are_named(tmp_path: Path):
         find_repositories([tmp_path / "empty"])
     shard = CodeShard(Repository(tmp_path / "bare").root, "bare", "git")
     with pytest.raises(CorruptFileError, match="rev-parse"):
-        digest_repository(shard)
+        digest_repository(shard, CONFIG.admit)
 
 
 def test_installed_packages_are_checked_against_their_record(tmp_path: Path):
@@ -286,6 +294,53 @@ def test_installed_packages_are_checked_against_their_record(tmp_path: Path):
     (document,) = documents_of(found)
     assert unpack(document) == [("pkg/a.py", good)]
     assert document.meta["licences"] == ["MIT"]
+
+
+def test_a_file_that_changed_under_an_old_record_is_noticed(tmp_path: Path):
+    (tmp_path / "pkg").mkdir()
+    code, large = tmp_path / "pkg" / "a.py", tmp_path / "pkg" / "lib.so"
+    code.write_text(python_text(1))
+    large.write_bytes(b"x" * (CONFIG.admit.max_file_bytes + 1))
+    notes = tmp_path / "pkg-1.0.dist-info"
+    notes.mkdir()
+    (notes / "METADATA").write_text("Metadata-Version: 2.1\nName: pkg\nVersion: 1.0\n")
+    (notes / "RECORD").write_text("pkg/a.py,,\npkg/lib.so,,\npkg-1.0.dist-info/RECORD,,\n")
+    (shard,) = find_repositories([tmp_path])
+
+    def digest() -> str:
+        return digest_repository(shard, CONFIG.admit)
+
+    first, times = digest(), code.stat()
+    # What is not read is not hashed either: its size is enough.
+    large.write_bytes(b"y" * (CONFIG.admit.max_file_bytes + 1))
+    assert digest() == first
+    code.write_text(python_text(1).replace("a", "b", 1))
+    os.utime(code, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert code.stat().st_size == times.st_size
+    second = digest()
+    code.unlink()
+    assert len({first, second, digest()}) == 3
+
+
+def test_a_bad_row_is_counted_and_the_others_are_read(tmp_path: Path):
+    good = [
+        json.dumps({"text": python_text(n), "meta": {"repository": "a/b", "path": f"m{n}.py"}})
+        for n in range(3)
+    ]
+    lines = ["{cut", good[0], '{"no": "text"}', *good[1:]]
+    with gzip.open(tmp_path / "rows.jsonl.gz", "wt") as file:
+        file.write("\n".join(lines) + "\n")
+    found = run([tmp_path], CONFIG, tmp_path / "out")
+    admit = found.accounts["admit"]
+    assert admit.drops == {"admit.bad_row": 2}
+    assert {one["url"] for one in admit.samples["admit.bad_row"]} == {
+        "rows/rows.jsonl.gz#1",
+        "rows/rows.jsonl.gz#3",
+    }
+    assert admit.documents_out == 3
+    (tmp_path / "rows.jsonl.gz").write_bytes(gzip.compress(b"{cut\n{cut\n"))
+    with pytest.raises(CorruptFileError, match="line 1"):
+        run([tmp_path / "rows.jsonl.gz"], CONFIG, tmp_path / "none")
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from fivefold.data.config import MixtureConfig, TokenizerTrainingConfig, TokensC
 from fivefold.data.corpus_config import CurateStageConfig, OwnClassifierConfig
 from fivefold.data.corpus_stage import CurateStage, count_kept, group_by_name, recipe_table
 from fivefold.data.curate.account import Account
+from fivefold.data.curate.benchmark_source import benchmark_folder
 from fivefold.data.curate.config import (
     ClassifierTrainingConfig,
     CurateConfig,
@@ -95,6 +96,9 @@ def test_curated_pages_go_on_to_tokens_unchanged(tmp_path: Path, files: tuple[st
 
 def test_the_place_of_the_work_does_not_change_the_result(tmp_path: Path, files: tuple[str, ...]):
     digests = []
+    rows = benchmark_folder("gsm8k", str(tmp_path / "cache")) / "rows.jsonl"
+    rows.parent.mkdir(parents=True)
+    rows.write_text(json.dumps({"question": "How many of the nine hens lay two eggs each day?"}))
     own = OwnClassifierConfig(
         positive=("one",),
         keep_share=0.5,
@@ -102,12 +106,26 @@ def test_the_place_of_the_work_does_not_change_the_result(tmp_path: Path, files:
     )
     for name, work in (("a", ""), ("b", str(tmp_path / "work")), ("c", str(tmp_path / "work"))):
         config = CurateStageConfig(
-            files=files, dclm_baseline=PAGES, classifier=own, work_dir=work, heldout_bytes=2000
+            files=files,
+            dclm_baseline=PAGES,
+            classifier=own,
+            work_dir=work,
+            heldout_bytes=2000,
+            cache_dir=str(tmp_path / "cache"),
         )
         marker = run(tmp_path / name, config) / "corpus" / "finished.json"
         digests.append(json.loads(marker.read_text())["output_digest"])
     assert len(set(digests)) == 1
-    assert len(list((tmp_path / "work" / "dclm_baseline").glob("extract-*"))) == 1
+    # The choice by quality goes on from what is there, benchmarks included.
+    for stage in ("extract", "decontaminate"):
+        assert len(list((tmp_path / "work" / "dclm_baseline").glob(f"{stage}-*"))) == 1
+    looked_for = json.loads((tmp_path / "a" / "corpus" / "benchmarks.json").read_text())["counts"]
+    assert looked_for["gsm8k"]["items"] == 1
+    assert looked_for["own.sort"]["items"] == 400
+    block = json.loads((tmp_path / "a" / "corpus" / "page" / "16_benchmarks.json").read_text())
+    assert ["gsm8k", 1, 1, 0, 0] in block["rows"]
+    assert "Not in the cache, so not looked for: aime_2024" in block["note"]
+    assert "gsm8k" not in block["note"]
     accounts = json.loads((tmp_path / "a" / "corpus" / "accounts.json").read_text())
     quality = accounts["dclm_baseline"]["quality"]
     assert (quality["documents_in"], quality["documents_out"]) == (22, 11)

@@ -7,10 +7,12 @@ from typing import Any
 
 import pytest
 
-from fivefold.config import Config, apply_overrides
+from fivefold.config import apply_overrides
 from fivefold.data.corpus_stage import recipe_table
 from fivefold.data.curate.benchmark import find_benchmarks, read_items
+from fivefold.data.curate.config import EngineConfig
 from fivefold.data.curate.dclm_baseline import Curated
+from fivefold.data.curate.decontaminate_config import DecontaminationConfig
 from fivefold.data.document import Document, document_id, document_writer, read_documents
 
 SMALL: dict[str, dict[str, Any]] = {
@@ -102,7 +104,7 @@ def test_a_planted_item_is_dropped_in_every_recipe(
     shards = recipe.find([str(pages)], str(tmp_path))
     listed = f'{name}.benchmarks={{"benchmarks": ["{rows}"]}}'
     found: list[tuple[dict[str, int], str]] = []
-    for where, extra in (("without", []), ("with", [listed])):
+    for where, extra in (("without", [f"{name}.benchmarks=null"]), ("with", [listed])):
         config = apply_overrides({name: recipe.config()}, [*overrides, *extra])[name]
         curated = recipe.run(shards, config, tmp_path / where, None)
         found.append((drops(curated), _joined(curated.documents)))
@@ -125,5 +127,5 @@ def _joined(files: Sequence[Path]) -> str:
 def test_every_recipe_takes_the_same_field():
     for name, (recipe, _) in recipe_table().items():
         config = recipe.config()
-        assert isinstance(config, Config)
-        assert type(config).model_fields["benchmarks"].default is None, name
+        assert isinstance(config, EngineConfig), name
+        assert config.benchmarks == DecontaminationConfig()

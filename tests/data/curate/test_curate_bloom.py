@@ -42,7 +42,7 @@ def test_a_filter_that_is_too_small_is_told(
     config = BloomConfig(expected_ngrams=expected)
     text = "\n".join(" ".join(f"w{row}x{column}" for column in range(20)) for row in range(30))
     page = document_to_page(Document("id", text, "web"))
-    page.metadata["decision"] = ""
+    page.metadata |= {"decision": "", "trace": None}
     step = DropDuplicates(config, tmp_path, 30)
     assert [one.text for one in step.run(iter([page]))]
     assert ("raise `bloom.expected_ngrams`" in caplog.text) == is_told

@@ -5,6 +5,7 @@ from pathlib import Path
 from random import Random
 
 import numpy as np
+import pyarrow.parquet as parquet
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -151,6 +152,46 @@ def test_a_model_that_fails_on_a_page_leaves_its_trace_in_the_quarantine(
     traces = {one["url"]: one["trace"] for one in account.quarantined}
     assert 'raise ValueError("poisoned")' in traces["7"]
     assert "the model gave no number" in traces["8"]
+
+
+def test_a_page_on_which_the_model_failed_takes_no_place_of_the_best_share(
+    tmp_path: Path, english: Callable[[int], str], monkeypatch: pytest.MonkeyPatch
+):
+    """Half of the 20 that have a score stay, not half of 30."""
+
+    def fail(text: str) -> float:
+        if int(text) >= 20:
+            raise ValueError("poisoned")
+        return int(text) / 20
+
+    monkeypatch.setattr(classify_step, "load_classifier", lambda model, label: fail)
+    with document_writer(tmp_path / "a.jsonl.zst") as append:
+        for number in range(30):
+            append(Document(str(number), str(number), "web", str(number)))
+    model = tmp_path / "model.bin"
+    model.write_bytes(b"any")
+    classifier = QualityClassifierConfig(model=str(model), keep_share=0.5)
+    config = PLAIN.model_copy(update={"classifier": classifier, "max_quarantined": 0.5})
+    curated = run_dclm_baseline(find_shards([tmp_path / "a.jsonl.zst"]), config, tmp_path / "out")
+    account = curated.accounts["quality"]
+    assert (account.documents_out, len(account.quarantined)) == (10, 10)
+    assert curated.threshold == 0.5
+
+
+def test_scores_of_before_traces_are_made_again_when_they_are_needed(
+    trained: Path, tmp_path: Path, english: Callable[[int], str], caplog: pytest.LogCaptureFixture
+):
+    shards, model = write_corpus(tmp_path / "in", english), trained / "model.bin"
+    run(shards, model, tmp_path / "out", keep_share=0.3)
+    (folder,) = (tmp_path / "out").glob("score-*")
+    for file in folder.glob("*.parquet"):
+        parquet.write_table(parquet.read_table(file).drop_columns("trace"), file)
+    kept = {p: p.stat().st_mtime_ns for p in (tmp_path / "out").glob("[!s]*-*/**/*") if p.is_file()}
+    with caplog.at_level("INFO"):
+        again = run(shards, model, tmp_path / "out", keep_share=0.5)
+    assert again.accounts["quality"].documents_out == 50
+    assert "score: scores of an earlier version of Fivefold are made again" in caplog.text
+    assert {p: p.stat().st_mtime_ns for p in kept} == kept
 
 
 def test_a_mistake_of_the_users_ends_the_run(

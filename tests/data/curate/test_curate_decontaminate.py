@@ -20,12 +20,12 @@ from fivefold.data.code.config import FimConfig
 from fivefold.data.code.fim import fill_in_middle, marks_of, restore_text
 from fivefold.data.curate.account import read_accounts
 from fivefold.data.curate.benchmark import Item, digest_benchmarks, find_benchmarks, read_items
+from fivefold.data.curate.benchmark_items import decontamination_parts
 from fivefold.data.curate.config import ExtractConfig
 from fivefold.data.curate.decontaminate import (
     BenchmarkIndex,
     build_index,
     decontaminate,
-    decontamination_parts,
     plain_words,
     read_index,
     write_index,

@@ -60,7 +60,7 @@ def pages(tmp_path: Path) -> Path:
 def steps(pages: Path, out: Path) -> list[PipelineStep]:
     config = ExtractConfig()
     return [
-        ReadShards(find_shards([pages]), config, out / "reading"),
+        ReadShards(find_shards([pages]), config, out / "reading", 30),
         ExtractText(config, out / "accounts", 30),
         WriteTask(out / "documents"),
     ]

@@ -3,8 +3,9 @@
 import sys
 
 import pytest
+from resiliparse.parse.html import HTMLTree
 
-from fivefold.data.curate.web_page import extract_page
+from fivefold.data.curate.web_page import _declared_main, extract_page
 from fivefold.errors import ConfigError
 
 SENTENCES = " ".join(
@@ -56,3 +57,24 @@ def test_a_missing_package_is_named_with_its_extra(monkeypatch: pytest.MonkeyPat
     monkeypatch.setitem(sys.modules, "trafilatura", None)
     with pytest.raises(ConfigError, match=r"fivefold\[extract\]"):
         text_of(STORY, extractor="trafilatura")
+
+
+@pytest.mark.parametrize(
+    "page",
+    [
+        "<p>none",
+        "<MAIN>one</MAIN>",
+        "<main role=main>once</main>",
+        "<div role='main'><main>two</main></div>",
+        "<div role='MAIN'>another value</div>",
+        "<svg><main>out of it</main></svg><template><main>in it</main></template>",
+        "",
+    ],
+)
+def test_declared_main_parts_are_those_of_the_selector(page: str):
+    tree = HTMLTree.parse(page)
+    assert tree.document
+    found = _declared_main(tree.document)
+    expected = list(tree.document.query_selector_all('main, [role="main"]'))
+    assert len(found) == len(expected)
+    assert all(one in expected for one in found)

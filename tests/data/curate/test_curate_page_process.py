@@ -61,7 +61,7 @@ def test_a_hanging_page_is_quarantined_and_the_shard_goes_on(tmp_path: Path):
     for name, content in (("a", PAGE), ("b", ENDLESS), ("c", PAGE)):
         (tmp_path / f"{name}.html").write_bytes(content)
     config = ExtractConfig()
-    reader = ReadShards(find_shards([tmp_path]), config, tmp_path / "reading")
+    reader = ReadShards(find_shards([tmp_path]), config, tmp_path / "reading", 60.0)
     step = ExtractText(config, tmp_path / "accounts", page_seconds=0.5)
     assert [page.metadata["url"] for page in step.run(reader.run())] == ["a.html", "c.html"]
     text = (tmp_path / "accounts" / "extract" / "00000.json").read_text()

@@ -87,7 +87,7 @@ def test_a_poisoned_pdf_is_quarantined_and_the_others_go_on(tmp_path: Path, pdf:
     for name, content in (("a", pdf), ("b", pdf[: len(pdf) // 2]), ("c", pdf)):
         (tmp_path / f"{name}.pdf").write_bytes(content)
     config = ExtractConfig()
-    reader = ReadShards(find_shards([tmp_path]), config, tmp_path / "reading")
+    reader = ReadShards(find_shards([tmp_path]), config, tmp_path / "reading", 60.0)
     step = ExtractText(config, tmp_path / "accounts", page_seconds=20)
     pages = list(step.run(reader.run()))
     assert [page.metadata["url"] for page in pages] == ["a.pdf", "c.pdf"]

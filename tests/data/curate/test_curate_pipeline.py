@@ -81,6 +81,7 @@ def test_every_planted_page_goes_for_its_reason(tmp_path: Path, corpus: list[Doc
         "language": {"language.other": 1},
         "heuristics": {"quality.few_words": 1},
         "duplicates": {"duplicate.id": 1, "duplicate.exact": 2, "duplicate.near": 1},
+        "benchmarks": {},
     }
     left = texts(curated.documents)
     assert len(left) == 12
@@ -193,7 +194,13 @@ def test_changed_config_or_input_changes_what_is_downstream_only(tmp_path: Path)
 
 def test_parts_can_be_left_out(tmp_path: Path, corpus: list[Document]):
     config = CurateConfig(
-        url=None, language=None, heuristics=None, minhash=None, bloom=None, tasks=2
+        url=None,
+        language=None,
+        heuristics=None,
+        minhash=None,
+        bloom=None,
+        benchmarks=None,
+        tasks=2,
     )
     curated = curate(write(tmp_path, corpus, 2), config, tmp_path / "out")
     assert list(curated.accounts) == ["extract", "duplicates"]

@@ -126,14 +126,14 @@ def test_a_bad_row_goes_for_a_reason_and_the_others_stay(tmp_path: Path):
 def test_files_that_are_not_read_are_counted_and_gzipped_pages_are_read(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ):
-    for name in ("a.jsonl.gz", "b.png", "c.png", "LICENCE"):
+    for name in ("a.json.gz", "b.png", "c.png", "LICENCE"):
         (tmp_path / name).write_bytes(b"")
     (tmp_path / "p.html.gz").write_bytes(gzip.compress(html("a page")))
     (tmp_path / "README.md").write_text("read me")
     with caplog.at_level(logging.INFO):
         shards = find_shards([tmp_path])
     assert "4 files below" in caplog.text
-    for counted in ("2 .png", "1 .jsonl.gz", "1 none"):
+    for counted in ("2 .png", "1 .json.gz", "1 none"):
         assert counted in caplog.text
     assert [document.text for document in read_texts(shards, ExtractConfig())] == [
         "read me",

@@ -9,7 +9,7 @@ import numpy as np
 
 from fivefold.data.document import Document, document_id
 from fivefold.data.long.config import IndexConfig
-from fivefold.data.long.library import Library, build_library, open_library
+from fivefold.data.long.library import Library, LibraryBuilder, open_library
 from fivefold.data.long.measure import Ruler
 from fivefold.data.long.scorer import TokenScores
 from fivefold.text.tokenizer import Tokenizer
@@ -44,7 +44,10 @@ def make_library(
     folder: Path, documents: Sequence[Document], ruler: Ruler, chunk_tokens: int = 64
 ) -> Library:
     config = IndexConfig(chunk_tokens=chunk_tokens)
-    build_library(sorted(documents, key=lambda one: one.id), config, ruler, folder)
+    builder = LibraryBuilder(config, ruler)
+    for document in sorted(documents, key=lambda one: one.id):
+        builder.add(document)
+    builder.write(folder)
     return open_library(folder)
 
 

@@ -91,7 +91,7 @@ def contents(curated: Curated) -> dict[str, bytes]:
 def test_every_method_accounts_for_every_document(tmp_path: Path, config: LongConfig):
     documents = corpus()
     curated = run(write(tmp_path, documents), config, tmp_path / "out")
-    assert list(curated.accounts) == ["extract", "unique", *METHODS]
+    assert list(curated.accounts) == ["extract", "benchmarks", "unique", *METHODS]
     unique = curated.accounts["unique"]
     assert unique.drops == {"unique.exact": 1}
     for method in METHODS:
