@@ -22,7 +22,7 @@ from fivefold.errors import CorruptFileError, StorageError
 from fivefold.models.config import ModelConfig, config_to_released, read_config
 from fivefold.models.indexer import Indexer
 from fivefold.models.moe import Router
-from fivefold.models.stored import StoredWeights
+from fivefold.models.stored import StoredWeights, Target
 from fivefold.models.transformer import Transformer
 
 logger = logging.getLogger(__name__)
@@ -34,17 +34,27 @@ _FP32_NAMES = re.compile(r"e_score_correction_bias$|indexer\.weights_proj\.weigh
 def released_tensors(model: Transformer) -> Iterator[tuple[str, Tensor]]:
     """Yield every stored tensor under its released name, experts apart, without copying."""
     for name, tensor in model.state_dict().items():
-        released = _released_name(name, model.config)
-        if name.endswith("experts.gate_up"):
-            for expert, both in enumerate(tensor):
-                gate, up = both.chunk(2, dim=0)
-                yield f"{released}.{expert}.gate_proj.weight", gate
-                yield f"{released}.{expert}.up_proj.weight", up
-        elif name.endswith("experts.down"):
-            for expert, down in enumerate(tensor):
-                yield f"{released}.{expert}.down_proj.weight", down
-        else:
-            yield released, tensor
+        yield from released_pieces(name, tensor, model.config)
+
+
+def released_pieces(
+    name: str, tensor: Tensor, config: ModelConfig, first_expert: int = 0
+) -> Iterator[tuple[str, Tensor]]:
+    """Yield what is stored of one of the model's tensors.
+
+    Stacked experts may be a run of them, from `first_expert` on.
+    """
+    released = _released_name(name, config)
+    if name.endswith("experts.gate_up"):
+        for expert, both in enumerate(tensor, first_expert):
+            gate, up = both.chunk(2, dim=0)
+            yield f"{released}.{expert}.gate_proj.weight", gate
+            yield f"{released}.{expert}.up_proj.weight", up
+    elif name.endswith("experts.down"):
+        for expert, down in enumerate(tensor, first_expert):
+            yield f"{released}.{expert}.down_proj.weight", down
+    else:
+        yield released, tensor
 
 
 def _released_name(name: str, config: ModelConfig) -> str:
@@ -167,7 +177,9 @@ def read_checkpoint(
     model.to(dtype)
     _restore_precision(model)
     stored.check_names({name for name, _ in released_tensors(model)}, config)
-    stored.fill(released_tensors(model))
+    stored.fill(
+        Target(name, tensor, tuple(tensor.shape)) for name, tensor in released_tensors(model)
+    )
     return model.eval()
 
 

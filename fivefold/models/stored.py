@@ -1,7 +1,7 @@
 """The weight files of a Hugging Face directory: what they hold, and filling tensors from them.
 
-Opens one file at a time and reads one tensor at a time, and only those that are asked for: a rank
-that holds a part of the model reads that part.
+Opens one file at a time and reads one tensor at a time, and only what is asked for, slices too: a
+rank that holds a part of the model reads that part.
 """
 
 import json
@@ -9,6 +9,7 @@ import logging
 from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -20,6 +21,19 @@ from fivefold.models.config import ModelConfig
 logger = logging.getLogger(__name__)
 
 _INDEX = "model.safetensors.index.json"
+
+
+class Target(NamedTuple):
+    """What is filled from a stored tensor."""
+
+    name: str
+    """Of the stored tensor."""
+    tensor: Tensor
+    """Of any dtype and device."""
+    shape: tuple[int, ...]
+    """Which the stored tensor must have."""
+    place: tuple[slice, ...] | None = None
+    """The part of it that is read; None: all."""
 
 
 class StoredWeights:
@@ -75,35 +89,38 @@ class StoredWeights:
             )
 
     @torch.no_grad()
-    def fill(self, targets: Iterable[tuple[str, Tensor]]) -> None:
-        """Copy what is stored into tensors of any dtype and device, file by file.
+    def fill(self, targets: Iterable[Target]) -> None:
+        """Copy what is stored into tensors, file by file.
 
         Raises:
-            MismatchError: a tensor has another shape than the target, or a quantised type.
+            MismatchError: a stored tensor has another shape than is wanted, or a quantised type.
         """
-        wanted: dict[Path, list[tuple[str, Tensor]]] = defaultdict(list)
-        for name, target in targets:
-            wanted[self.file_of[name]].append((name, target))
-        for file, pairs in wanted.items():
+        wanted: dict[Path, list[Target]] = defaultdict(list)
+        for target in targets:
+            wanted[self.file_of[target.name]].append(target)
+        for file, of_file in wanted.items():
             with safe_open(file, framework="pt") as handle:
-                for name, target in pairs:
-                    _copy(handle.get_tensor(name), target, name, file)
+                for target in of_file:
+                    _copy(handle, target, file)
 
 
-def _copy(value: Tensor, target: Tensor, name: str, file: Path) -> None:
-    if value.dtype.itemsize < 2:
+def _copy(handle: Any, target: Target, file: Path) -> None:
+    stored = handle.get_slice(target.name)
+    dtype, shape = stored[:1].dtype, tuple(stored.get_shape())
+    if dtype.itemsize < 2:
         raise MismatchError(
-            expected=f"`{name}` in a 16-bit or wider floating type",
-            found=f"{value.dtype} in `{file.name}`",
+            expected=f"`{target.name}` in a 16-bit or wider floating type",
+            found=f"{dtype} in `{file.name}`",
             fix="Use the unquantised release of this model",
         )
-    if value.shape != target.shape:
+    if shape != target.shape:
         raise MismatchError(
-            expected=f"`{name}` of shape {tuple(target.shape)} as `config.json` says",
-            found=f"shape {tuple(value.shape)} in `{file.name}`",
+            expected=f"`{target.name}` of shape {target.shape} as `config.json` says",
+            found=f"shape {shape} in `{file.name}`",
             fix="Use the `config.json` that was saved with these weights",
         )
-    target.copy_(value)
+    value = handle.get_tensor(target.name) if target.place is None else stored[target.place]
+    target.tensor.copy_(value)
 
 
 def _weight_files(directory: Path) -> list[Path]:

@@ -19,8 +19,6 @@ AXES = ("pp", "dp", "fsdp", "cp", "tp")
 """The axes that span the processes, outer to inner."""
 DATA_AXES = ("dp", "fsdp")
 """The axes whose ranks see different rows."""
-_APART = (("fsdp", ("tp", "cp", "ep")),)
-"""Axes over which `fivefold run` spreads no training together."""
 
 
 class ParallelConfig(Config):
@@ -88,6 +86,17 @@ class ParallelConfig(Config):
         return self.cp * self.tp % self.ep != 0
 
     @property
+    def keeps_step(self) -> bool:
+        """Do ranks that see different rows exchange tokens or weights within a microbatch?"""
+        return self.experts_cross_rows or self.zero_stage == 3
+
+    @property
+    def expert_shards(self) -> int:
+        """Ranks along `fsdp` that hold the same experts; 1 where these do not come round evenly."""
+        round_ = self.ep // math.gcd(self.ep, self.cp * self.tp)
+        return 1 if self.fsdp % round_ else self.fsdp // round_
+
+    @property
     def zero_stage(self) -> int:
         """ZeRO stage, the default resolved."""
         return self.zero if self.zero is not None else (3 if self.fsdp > 1 else 1)
@@ -107,12 +116,6 @@ class ParallelConfig(Config):
                 found=f"`zero={self.zero}`",
                 fix="Leave `zero` out, or spread the ranks over `dp` instead of `fsdp`",
             )
-        if self.pp > 1 and self.zero_stage > 2:
-            raise ConfigError(
-                expected="`zero` 0 to 2 and no `fsdp` with `pp` above 1",
-                found=f"`zero={self.zero_stage}`",
-                fix=f"Set `zero=2`, and `dp={self.data}` in the place of `fsdp`",
-            )
         if self.schedule not in NAMES:
             raise ConfigError(
                 expected="the name of a pipeline schedule",
@@ -128,25 +131,16 @@ class ParallelConfig(Config):
         return self
 
     def check_trained(self) -> None:
-        """Refuse axes over which no training is spread together.
+        """Refuse a stage of ZeRO that no training has on these axes.
 
         Raises:
-            ConfigError: there are such.
+            ConfigError: weights in parts, and stage 0.
         """
-        sizes = {**self.axis_sizes, "ep": self.ep}
-        used = {name: f"`{name}={size}`" for name, size in sizes.items() if size > 1}
-        for name, others in _APART:
-            clashing = [used[other] for other in others if other in used]
-            if name in used and clashing:
-                raise ConfigError(
-                    expected=f"a mesh without {', '.join(clashing)} beside `{name}` for a recipe",
-                    found=", ".join(used.values()),
-                    fix=f"Spread the ranks of `{name}` or of the others over `parallel.dp`",
-                )
-        if self.zero_stage != 1 and used.keys() & {"tp", "ep"}:
+        parted = [f"`{axis}={size}`" for axis in ("tp", "ep") if (size := getattr(self, axis)) > 1]
+        if self.zero_stage == 0 and parted:
             raise ConfigError(
-                expected="`zero=1` with `tp` or `ep`",
-                found=f"`zero={self.zero_stage}`",
+                expected=f"`zero` 1 or 2, or `fsdp`, with {', '.join(parted)}",
+                found="`zero=0`",
                 fix="Leave `zero` out",
             )
 
@@ -170,17 +164,20 @@ class ParallelConfig(Config):
 def rank_table(config: ParallelConfig, *axes: str) -> list[tuple[int, ...]]:
     """Return the groups along `axes` together: every rank in exactly one, all ranks alike ordered.
 
-    `axes` are some of `AXES`; or `ep` alone, the ranks that share the experts of a layer; or `edp`
-    alone, the ranks that hold the same experts.
+    `axes` are some of `AXES`; or alone one of `ep`, the ranks that share the experts of a layer,
+    `edp`, those that hold the same experts, and `efsdp`, those of them along `fsdp`.
     """
-    if axes in (("ep",), ("edp",)):
-        names: tuple[str, ...] = ("pp", "edp", "ep")
-        sizes: tuple[int, ...] = (config.pp, config.size // config.pp // config.ep, config.ep)
-    else:
-        assert set(axes) <= set(AXES), f"no axes {axes}"
-        names, sizes = AXES, tuple(config.axis_sizes.values())
-    ranks = np.arange(config.size).reshape(sizes)
-    last = [names.index(name) for name in names if name in axes]
+    everywhere = {"edp": config.size // config.pp // config.ep, "ep": config.ep}
+    shards, inner = config.expert_shards, config.cp * config.tp
+    along = {"dp": config.dp, "efsdp": shards, "round": config.fsdp // shards, "inner": inner}
+    folded = {"ep": everywhere, "edp": everywhere, "efsdp": along}
+    sizes = config.axis_sizes
+    if len(axes) == 1 and axes[0] in folded:
+        sizes = {"pp": config.pp, **folded[axes[0]]}
+    assert set(axes) <= set(sizes), f"no axes {axes}"
+    names = list(sizes)
+    ranks = np.arange(config.size).reshape([*sizes.values()])
+    last = [index for index, name in enumerate(names) if name in axes]
     first = [index for index in range(len(names)) if index not in last]
-    table = ranks.transpose(first + last).reshape(-1, math.prod(sizes[i] for i in last))
+    table = ranks.transpose(first + last).reshape(-1, math.prod(ranks.shape[i] for i in last))
     return [tuple(group) for group in table.tolist()]

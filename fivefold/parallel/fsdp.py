@@ -1,117 +1,140 @@
 """ZeRO stage 3: weights sharded too, by torch's FSDP2, which gathers a block when it is needed.
 
-Blocks and the MTP layer are one unit each; embedding, final norm and head form the root's, which
-stays whole from the forward to the end of the backward, for the losses use the head outside the
-forward. Gradients are summed, not averaged, as at the other stages.
+What a rank holds of the model after `parallel.tensor` has cut it is shared among the ranks along
+`fsdp`. Blocks, the MTP layer and the embedding are one unit each; final norm and head form the
+root's, which stays whole from the forward to the end of the backward, for the losses use the head
+outside the forward. In a pipeline each stage is a root. Gradients are summed over `fsdp` after each
+backward, and not averaged; `parallel.tensor_rows` adds up the other axes at the end of the step.
 
-Surprise: the plain model that was given is emptied and lives on as a shell. Whatever wants to see
-whole weights (validation, samples, the export) asks `materialise` first and `release` afterwards,
-on all ranks.
+Experts fold over `fsdp` too: theirs are shared among those ranks along it that hold the same ones,
+which may be a single one. Where forward and backward run in a lower precision FSDP2 casts what it
+gathers and reduces in the weights' dtype; what has to stay exact there, embedding aside, stays
+whole: routers and index heads are small, and a unit has one dtype.
+
+Surprise: FSDP2 turns parameters into DTensors in place, and puts whole ones there while a unit
+runs. A reference to a parameter is taken after the sharding, and never in between.
 """
 
-import copy
+import warnings
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
-from torch.distributed.fsdp import fully_shard
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp._fully_shard._fsdp_common import FSDPMeshInfo, ShardPlacementResult
 from torch.distributed.tensor import DTensor
 
-from fivefold.errors import ConfigError
-from fivefold.models.transformer import Transformer
+from fivefold.models.mtp import MtpLayer
+from fivefold.models.transformer import Block
 from fivefold.parallel.mesh import Mesh
-from fivefold.parallel.offload import Layers, blocks_by_layer, named_layers
-from fivefold.parallel.row_shard import RowShard
-from fivefold.parallel.zero import as_global
+from fivefold.parallel.tensor import SplitModel
+
+_EXPERTS = "efsdp"
+"""The ranks along `fsdp` that hold the same experts."""
 
 
-class FullyShardedModel:
-    """The model to run, and the rows of its weights that this rank updates."""
+def shard_weights(
+    split: SplitModel,
+    dtype: torch.dtype,
+    exact: Collection[nn.Parameter] = (),
+    stages: Sequence[nn.Module] | None = None,
+) -> None:
+    """Share what this rank holds of the model's weights among the ranks along `fsdp`.
 
-    takes_uneven_rows = False
+    `dtype` is that of forward and backward, except for the parameters `exact`. `stages` are the
+    modules of this rank's stages of a pipeline; None: the model is run as a whole. The weights
+    stand on the meta device until they are sharded.
+    """
+    model, mesh = split.model, split.mesh
+    embedding = model.embed_tokens
+    policy, whole = MixedPrecisionPolicy(), set[nn.Parameter]()
+    if dtype != embedding.weight.dtype:
+        reduced = embedding.weight.dtype
+        policy = MixedPrecisionPolicy(dtype, reduce_dtype=reduced, cast_forward_inputs=False)
+        whole = {parameter for parameter in exact if parameter is not embedding.weight}
+    apart = [name for name in split.shapes if ".experts." in name]
+    experts = None
+    if apart and mesh.config.expert_shards < mesh.config.fsdp:
+        experts = FSDPMeshInfo(_expert_devices(mesh), shard_mesh_dim=0)
+    placed = {model.get_parameter(name) for name in apart} if experts is not None else set()
+    sharder = _Sharder(mesh.device_mesh("fsdp"), whole, experts, placed)
+    # Views come from what tensor ranks exchange; nobody changes what a unit returns.
+    warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view", UserWarning)
+    if "embed_tokens.weight" in split.shapes:
+        unit = sharder.shard(embedding, MixedPrecisionPolicy(), True)
+        # Lookups need no weight in the backward.
+        unit.set_unshard_in_backward(False)
+        split.units.append(unit)
+    roots = [model] if stages is None else stages
+    for later in roots[1:]:
+        # A module has one root: of stages that read the embedding the first, or itself.
+        for name, child in list(later.named_children()):
+            if child is embedding:
+                delattr(later, name)
+    for root in roots:
+        split.units += [sharder.shard(unit, policy) for unit in [*_units(root), root]]
+    groups = mesh.group("fsdp"), mesh.group(_EXPERTS)
+    for name in split.shapes:
+        if isinstance(model.get_parameter(name), DTensor):
+            split.shards[name] = groups[".experts." in name]
+    split.fill()
 
-    def __init__(
-        self, model: Transformer, mesh: Mesh, dtype: torch.dtype, *, recompute: Layers = False
-    ) -> None:
-        """Shard a copy of `model` over the mesh's `fsdp` axis and empty `model`.
 
-        Raises:
-            ConfigError: another compute dtype than the weights', or a layer that does not exist.
+@dataclass(frozen=True)
+class _Sharder:
+    """Who shares the weights of one model."""
+
+    devices: DeviceMesh
+    """The ranks along `fsdp`."""
+    whole: set[nn.Parameter]
+    """What nobody shares."""
+    few: FSDPMeshInfo | None
+    """Other ranks, for some parameters; None: there are none."""
+    placed: set[nn.Parameter]
+    """Those parameters."""
+
+    def shard(
+        self, unit: nn.Module, policy: MixedPrecisionPolicy, again: bool | None = None
+    ) -> FSDPModule:
+        """Make a unit of what is no other's below a module.
+
+        `again`: gather it anew in the backward; None: if it is no root.
         """
-        if dtype != model.lm_head.weight.dtype:
-            raise ConfigError(
-                expected="`compute_dtype` float32 with `parallel.fsdp`",
-                found=str(dtype).removeprefix("torch."),
-                fix="Set it to float32, or use `parallel.dp` with `parallel.zero=2`",
-            )
-        self._shell = model
-        self._mesh = mesh
-        self.data_group = self.everyone = mesh.data
-        self.shard_group = mesh.group("fsdp")
-        self.model = copy.deepcopy(model)
-        axes = ("dp", "fsdp") if mesh.config.dp > 1 else ("fsdp",)
-        devices = mesh.device_mesh(*axes)
-        units: list[nn.Module] = [*self.model.layers]
-        if self.model.mtp is not None:
-            units.append(self.model.mtp)
-        for unit in [*units, self.model]:
-            sharded = fully_shard(unit, mesh=devices)
-            sharded.set_gradient_divide_factor(1.0)
-            sharded.set_force_sum_reduction_for_comms(True)
-        blocks = blocks_by_layer(self.model)
-        again = named_layers(recompute, blocks)
-        for layer, block in blocks.items():
-            block.recompute = layer in again
-        trained = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
-        self._weights = {name: _sharded(parameter) for name, parameter in trained.items()}
-        self._parameters = trained
-        self.shapes = {name: tuple(value.shape) for name, value in trained.items()}
-        self.rows = {n: nn.Parameter(w.to_local().detach()) for n, w in self._weights.items()}
-        self._shards = {
-            name: RowShard(shape, self.shard_group.size, self.shard_group.rank)
-            for name, shape in self.shapes.items()
-        }
-        self.release()
+        sharded = fully_shard(
+            unit,
+            mesh=self.devices,
+            reshard_after_forward=again,
+            shard_placement_fn=None if self.few is None else self._place,
+            mp_policy=policy,
+            ignored_params=self.whole or None,
+        )
+        sharded.set_gradient_divide_factor(1.0)
+        sharded.set_force_sum_reduction_for_comms(True)
+        return sharded
 
-    def refresh(self) -> None:
-        """Take over what a phase changed in the model: its rotary speeds."""
-        saved = self.model.state_dict().keys()
-        for name, buffer in self._shell.named_buffers():
-            if name not in saved:
-                self.model.get_buffer(name).copy_(buffer)
-
-    def collect(self) -> None:
-        """Do nothing: FSDP2 has reduced the gradients of the backward already."""
-
-    def finish(self) -> None:
-        """Put the gradients of the step on `rows`."""
-        for name, parameter in self._parameters.items():
-            gradient = parameter.grad
-            self.rows[name].grad = None if gradient is None else _sharded(gradient).to_local()
-            parameter.grad = None
-
-    def restore(self) -> None:
-        """Do nothing: each forward gathers the weights as they are."""
-
-    def as_global(self, name: str, local: Tensor) -> Tensor:
-        """Present a tensor of this rank's rows as the whole parameter's, for a checkpoint."""
-        return as_global(local, self._shards[name], self._mesh, self.shard_group)
-
-    @torch.no_grad()
-    def materialise(self) -> None:
-        """Fill the plain model with the whole weights; all ranks together."""
-        for name, parameter in self.model.named_parameters():
-            self._shell.get_parameter(name).data = _sharded(parameter).full_tensor()
-        saved = self.model.state_dict().keys()
-        for name, buffer in self.model.named_buffers():
-            if name in saved:
-                self._shell.get_buffer(name).copy_(buffer)
-
-    def release(self) -> None:
-        """Empty the plain model again."""
-        for parameter in self._shell.parameters():
-            parameter.data = parameter.data.new_empty(0)
+    def _place(self, parameter: nn.Parameter) -> ShardPlacementResult | None:
+        if self.few is None or parameter not in self.placed:
+            return None
+        return ShardPlacementResult(None, self.few)
 
 
-def _sharded(tensor: Tensor) -> DTensor:
-    assert isinstance(tensor, DTensor), "FSDP2 gives sharded tensors"
-    return tensor
+def _units(root: nn.Module) -> Iterator[nn.Module]:
+    """Yield the blocks and MTP layers below a module, a layer's own block being part of it."""
+    for child in root.children():
+        if isinstance(child, Block | MtpLayer):
+            yield child
+        else:
+            yield from _units(child)
+
+
+def _expert_devices(mesh: Mesh) -> DeviceMesh:
+    """Return torch's mesh of the ranks that share the same experts."""
+    group = mesh.group(_EXPERTS)
+    if group.handle is not None:
+        return mesh.flat_device_mesh(group)
+    alone = dist.new_group([mesh.rank], use_local_synchronization=True)
+    assert isinstance(alone, dist.ProcessGroup)
+    return DeviceMesh.from_group(alone, mesh.world.device.type, mesh_dim_names=(group.name,))

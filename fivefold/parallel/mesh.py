@@ -151,6 +151,24 @@ class Mesh:
             )
         return self._devices[key]
 
+    def crossed_device_mesh(self, outer: str, inner: str) -> DeviceMesh:
+        """Return torch's mesh of two axes of any order, both larger than 1.
+
+        Its rows are the groups along `inner` of the ranks of this one's group along `outer`.
+        """
+        key = (f"{outer} x {inner}",)
+        if key not in self._devices:
+            groups = self.group(outer), self.group(inner)
+            table = rank_table(self.config, inner)
+            rows = [next(r for r in table if rank in r) for rank in groups[0].ranks]
+            self._devices[key] = DeviceMesh.from_group(
+                [group.handle for group in groups],  # pyright: ignore[reportArgumentType]
+                self.world.device.type,
+                mesh=torch.tensor(rows),
+                mesh_dim_names=(outer, inner),
+            )
+        return self._devices[key]
+
     def share(self, value: Any) -> Any:
         """Return rank 0's value on every rank, after as long a wait as rank 0 needs."""
         if self.control is None:

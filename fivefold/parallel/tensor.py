@@ -1,10 +1,10 @@
 """One rank's part of a model: heads, feed-forward columns, vocabulary and experts are shared.
 
-Applied from outside to the plain model, whose modules keep their names and their code: parameters
-are cut, and hooks put the exchanges of `parallel.sequence` around the modules whose matrices come
-in pairs, the first cut by rows (outputs), the second by columns (inputs). What is not cut is
-replicated; its gradient on a rank is that of the rank's tokens or heads, and the sum over ranks is
-the whole. Sources: Shoeybi et al. 2019 (Megatron-LM), section 3; Korthikanti et al. 2022.
+Applied from outside to the plain model, whose parameters are cut (`part`): what comes in pairs of
+matrices, the first by rows (outputs), the second by columns (inputs). `tensor_exchange` puts the
+exchanges of `sequence` around its modules. What is not cut is replicated; its gradient on a rank is
+that of the rank's tokens or heads, and the sum over ranks is the whole. Sources: Shoeybi et al.
+2019 (Megatron-LM), section 3; Korthikanti et al. 2022.
 
 Experts are not cut by tensor ranks: these are ranks of `ep` like others, each with its part of the
 sequence. Between ranks of `tp` alone (`ep=1`) they are replicated.
@@ -13,70 +13,41 @@ A forward takes whole rows and gives whole hidden states; in between, embeddings
 (B, T / tp, D). The head's loss is `head_loss`, from this rank's rows of it.
 """
 
-import copy
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, Shard
 
 from fivefold.errors import ConfigError
 from fivefold.models.config import ModelConfig
-from fivefold.models.layer import GatedMlp
-from fivefold.models.mla import Attended, LatentAttention
-from fivefold.models.moe import MoE, Routing
-from fivefold.models.mtp import MtpLayer
+from fivefold.models.moe import MoE
 from fivefold.models.transformer import Transformer
-from fivefold.parallel.collectives import all_gather
-from fivefold.parallel.config import ParallelConfig, rank_table
+from fivefold.parallel.config import AXES, ParallelConfig, rank_table
 from fivefold.parallel.expert import ExpertDispatcher
 from fivefold.parallel.expert_exchange import delivery
 from fivefold.parallel.mesh import Group, Mesh
-from fivefold.parallel.row_shard import RowShard
+from fivefold.parallel.part import (
+    Box,
+    Cut,
+    HeldPart,
+    box_of,
+    cut_of,
+    empty_parameter,
+    held_box,
+    is_sharded_late,
+    part_of,
+    put_parameter,
+    replace_parameter,
+    take_part,
+)
+from fivefold.parallel.pipeline.message import send
 from fivefold.parallel.sequence import TensorAxis
-from fivefold.parallel.tensor_attention import HeadParallelAttention, PartialLinear
-from fivefold.parallel.vocabulary import VocabularyEmbedding, vocabulary_loss_and_logprobs
-
-_BY_ROWS = ("q_proj", "q_b_proj", "kv_b_proj", "gate_proj", "up_proj", "embed_tokens", "lm_head")
-_BY_COLUMNS = ("o_proj", "down_proj")
-
-
-@dataclass(frozen=True)
-class Cut:
-    """The part of a parameter that a rank holds."""
-
-    axis: str
-    """`tp` or `ep`."""
-    dim: int
-    """Dim that is cut."""
-    begin: int
-    """First of its places that the rank holds."""
-    end: int
-    """Behind the last."""
-
-    def of(self, whole: Tensor) -> Tensor:
-        """Return the part as a view."""
-        return whole.narrow(self.dim, self.begin, self.end - self.begin)
-
-
-def cut_of(name: str, shape: tuple[int, ...], config: ParallelConfig, rank: int) -> Cut | None:
-    """Return which part of the named parameter a rank of the world holds; None: all of it."""
-    module, kind = name.split(".")[-2:]
-    axis, dim = "tp", 0
-    if module == "experts":
-        axis = "ep"
-    elif kind == "weight" and module in _BY_COLUMNS:
-        dim = 1
-    elif kind != "weight" or module not in _BY_ROWS:
-        return None
-    size = config.ep if axis == "ep" else config.tp
-    if size == 1:
-        return None
-    ranks = next(table for table in rank_table(config, axis) if rank in table)
-    rows = RowShard((shape[dim],), size, ranks.index(rank)).rows
-    return Cut(axis, dim, rows.start, rows.stop)
+from fivefold.parallel.tensor_exchange import share_tensors
 
 
 def check_divides(model: ModelConfig, config: ParallelConfig) -> None:
@@ -102,18 +73,19 @@ def check_divides(model: ModelConfig, config: ParallelConfig) -> None:
 
 
 class SplitModel:
-    """A copy of a model cut over the `tp` and `ep` axes of a mesh.
+    """The part of a model that a rank holds over `tp` and `ep`, for `parallel.fsdp` to shard.
 
-    Where the mesh has neither, the model itself is its only part.
+    Where the mesh has neither and no weight is sharded, the model itself is its only part.
     """
 
     def __init__(
         self, model: Transformer, mesh: Mesh, shapes: Mapping[str, tuple[int, ...]] | None = None
     ) -> None:
-        """Cut a copy of `model`; `release` empties `model` itself, all but its buffers.
+        """Move this rank's part out of `model`, which keeps its buffers.
 
-        `shapes` name the parameters that stand in `model`, None being all: those of other stages of
-        a pipeline are empty and stay so.
+        `model` is whole, or has of each parameter at least that part (`parallel.build`). `shapes`
+        name the parameters of this rank, None being all: those of other stages of a pipeline are
+        empty. Weights that are sharded stand on the meta device until `fill` is called.
 
         Raises:
             ConfigError: ranks that cannot share the model evenly.
@@ -126,22 +98,58 @@ class SplitModel:
             shapes = {name: tuple(value.shape) for name, value in model.named_parameters()}
         self.shapes = shapes
         self.cuts = self.cuts_of_rank(mesh.rank)
-        self.is_cut = mesh.config.tp > 1 or mesh.config.ep > 1
+        self.shards: dict[str, Group] = {}
+        """Ranks that share this rank's part of a parameter by its rows."""
+        self.units: list[FSDPModule] = []
+        """What gathers such parts for a while."""
+        config = mesh.config
+        self.is_cut = config.tp > 1 or config.ep > 1 or config.zero_stage == 3
         if not self.is_cut:
             return
-        self.model = copy.deepcopy(model)
-        for name, cut in self.cuts.items():
-            if cut is not None:
-                parameter = self.model.get_parameter(name)
-                parameter.data = cut.of(parameter.data).clone()
-        self.model.register_state_dict_post_hook(_presenting_whole(self.cuts, self.shapes, mesh))
+        self._stage = mesh.group(*AXES[1:])
+        self._held: dict[str, Tensor] = {}
+        self.model = _emptied(model)
+        for name, parameter in list(model.named_parameters()):
+            if name not in shapes:
+                empty_parameter(model, name)
+                nothing = torch.empty(0, dtype=parameter.dtype, device=model.speeds_R.device)
+                replace_parameter(self.model, name, nothing)
+                continue
+            held = take_part(model, name, self._built_box(name))
+            if config.zero_stage == 3:
+                self._held[name] = held
+                shape = box_of(self.cuts[name], shapes[name]).of(model.get_parameter(name)).shape
+                held = torch.empty(shape, dtype=held.dtype, device="meta")
+            replace_parameter(self.model, name, held)
+        self.model.register_state_dict_post_hook(_presenting_whole(self))
         if self.axis.size > 1:
-            _share_tensors(self.model, self.axis)
-        if mesh.config.ep > 1:
-            way = delivery(mesh, mesh.config.ranks_per_node)
+            share_tensors(self.model, self.axis)
+        if config.ep > 1:
+            way = delivery(mesh, config.ranks_per_node)
             moes = [module for module in self.model.modules() if isinstance(module, MoE)]
             for layer, moe in enumerate(moes):
                 moe.dispatch = ExpertDispatcher(way, model.config.n_routed_experts, layer)
+
+    def fill(self) -> None:
+        """Put this rank's rows into the weights, which FSDP2 has sharded on the meta device."""
+        boxes = self.boxes_of_rank(self.mesh.rank)
+        for name in list(self._held):
+            rows = part_of(self._held.pop(name), self._built_box(name), boxes[name])
+            weight = self.model.get_parameter(name)
+            if not isinstance(weight, DTensor):
+                replace_parameter(self.model, name, rows)
+                continue
+            filled = DTensor.from_local(
+                rows,
+                weight.device_mesh,
+                weight.placements,
+                run_check=False,
+                shape=weight.shape,
+                stride=weight.stride(),
+            )
+            owner, _, leaf = name.rpartition(".")
+            module = self.model.get_submodule(owner)
+            module.load_state_dict({leaf: filled}, strict=False, assign=True)
 
     def follow(self) -> None:
         """Take over what a phase changed in the plain model: its rotary speeds."""
@@ -152,15 +160,81 @@ class SplitModel:
         config = self.mesh.config
         return {name: cut_of(name, shape, config, rank) for name, shape in self.shapes.items()}
 
+    def boxes_of_rank(self, rank: int) -> dict[str, Box]:
+        """Return where the parts of a rank of this one's stage lie."""
+        tables = {
+            group.name: rank_table(self.mesh.config, group.name) for group in self.shards.values()
+        }
+        sharing = {
+            name: next(group for group in table if rank in group) for name, table in tables.items()
+        }
+        boxes = {}
+        for name, cut in self.cuts_of_rank(rank).items():
+            box = box_of(cut, self.shapes[name])
+            if name in self.shards:
+                ranks = sharing[self.shards[name].name]
+                box = box.run(len(ranks), ranks.index(rank))
+            boxes[name] = box
+        return boxes
+
+    def as_whole(self, name: str, part: Tensor) -> Tensor:
+        """Present this rank's part of a parameter as the whole that ranks hold together."""
+        cut, group = self.cuts[name], self.shards.get(name)
+        if cut is None:
+            return part
+        devices = self.mesh.flat_device_mesh(self.mesh.group(cut.axis))
+        placements = [Shard(cut.dim)]
+        if group is not None and group.size > 1:
+            devices = self.mesh.crossed_device_mesh(cut.axis, group.name)
+            placements.append(Shard(0))
+        shape = self.shapes[name]
+        return DTensor.from_local(
+            local_of(part),
+            devices,
+            placements,
+            run_check=False,
+            shape=torch.Size(shape),
+            stride=torch.empty(shape, device="meta").stride(),
+        )
+
     @torch.no_grad()
+    def gather(self, name: str) -> Tensor | None:
+        """Return a parameter whole on the first rank of the stage; its ranks call it together.
+
+        None on the others, which send what the ranks before them do not have.
+        """
+        part = local_of(self.model.get_parameter(name)).detach()
+        if not self.is_cut:
+            config = self.mesh.config
+            return None if self.mesh.rank % (config.size // config.pp) else part
+        group, shape = self._stage, self.shapes[name]
+        holders = self._holders[name]
+        if group.rank:
+            if group.rank in holders:
+                send(part.contiguous(), 0, group).wait()
+            return None
+        if holders[0].is_whole(shape):
+            return part
+        whole = part.new_empty(shape)
+        for rank, box in holders.items():
+            place = box.of(whole)
+            came = part if rank == 0 else part.new_empty(place.shape)
+            if rank:
+                dist.recv(came, group.ranks[rank], group.handle)
+            place.copy_(came)
+        return whole
+
     def materialise(self) -> None:
-        """Fill the plain model with the whole weights; all ranks together."""
-        groups = {axis: self.mesh.group(axis) for axis in ("tp", "ep")}
-        for name, cut in self.cuts.items():
-            whole = self.model.get_parameter(name).data
-            if cut is not None:
-                whole = _whole(whole, cut, self.shapes[name][cut.dim], groups[cut.axis])
-            self.shell.get_parameter(name).data = whole
+        """Fill the plain model of the first rank with the whole weights; all ranks together."""
+        for name in self.shapes:
+            whole = self.gather(name)
+            if whole is not None and self.is_cut:
+                replace_parameter(self.shell, name, whole)
+        self.copy_buffers()
+
+    @torch.no_grad()
+    def copy_buffers(self) -> None:
+        """Give the plain model the saved buffers, which are the same on all ranks."""
         saved = self.model.state_dict().keys()
         for name, buffer in self.model.named_buffers():
             if name in saved:
@@ -170,121 +244,70 @@ class SplitModel:
         """Empty the plain model, unless it is its own part."""
         if not self.is_cut:
             return
-        for parameter in self.shell.parameters():
-            parameter.data = parameter.data.new_empty(0)
+        for name in dict(self.shell.named_parameters()):
+            empty_parameter(self.shell, name)
+
+    def close(self) -> None:
+        """Let the plain model be trained anew: whole on the first rank, in parts on the others."""
+        if not self.is_cut:
+            return
+        for name, shape in self.shapes.items():
+            weight = self.model.get_parameter(name).detach()
+            box = self._built_box(name)
+            if is_sharded_late(name) and isinstance(weight, DTensor):
+                weight = weight.full_tensor()
+            if self.mesh.is_first:
+                continue
+            held = local_of(weight)
+            if box.is_whole(shape):
+                replace_parameter(self.shell, name, held)
+            else:
+                needs = self.shell.get_parameter(name).requires_grad
+                part = HeldPart(shape, box, held, requires_grad=needs)
+                put_parameter(self.shell, name, part)
+
+    @cached_property
+    def _holders(self) -> dict[str, dict[int, Box]]:
+        """The first ranks of the stage that hold each part of a parameter, and where it lies."""
+        boxes = [self.boxes_of_rank(rank) for rank in self._stage.ranks]
+        holders: dict[str, dict[int, Box]] = {name: {} for name in self.shapes}
+        for rank, of_rank in enumerate(boxes):
+            for name, box in of_rank.items():
+                known = holders[name].values()
+                if rank == 0 or (box.rows.start < box.rows.stop and box not in known):
+                    holders[name][rank] = box
+        return holders
+
+    def _built_box(self, name: str) -> Box:
+        return held_box(name, self.shapes[name], self.mesh.config, self.mesh.rank)
 
 
-def _presenting_whole(
-    cuts: Mapping[str, Cut | None], shapes: Mapping[str, tuple[int, ...]], mesh: Mesh
-) -> Callable[..., None]:
+def local_of(tensor: Tensor) -> Tensor:
+    """Return what this rank holds of a tensor that FSDP2 may have sharded."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+@torch.no_grad()
+def _emptied(model: Transformer) -> Transformer:
+    """Return a model like this one with its buffers, and its parameters on the meta device."""
+    with torch.device("meta"):
+        twin = Transformer(model.config)
+    for name, parameter in model.named_parameters():
+        nothing = torch.empty_like(parameter.data, device="meta")
+        twin.get_parameter(name).requires_grad_(parameter.requires_grad)
+        replace_parameter(twin, name, nothing)
+    for name, buffer in model.named_buffers():
+        owner, _, leaf = name.rpartition(".")
+        persistent = leaf != "speeds_R"
+        twin.get_submodule(owner).register_buffer(leaf, buffer.clone(), persistent=persistent)
+    return twin.train(model.training)
+
+
+def _presenting_whole(split: SplitModel) -> Callable[..., None]:
     """Return a hook: parts in a state dict appear as the wholes that the ranks hold together."""
 
     def present(_: nn.Module, state: dict[str, Any], prefix: str, __: dict[str, Any]) -> None:
-        for name, cut in cuts.items():
-            if cut is not None:
-                shape = shapes[name]
-                state[prefix + name] = DTensor.from_local(
-                    state[prefix + name],
-                    mesh.flat_device_mesh(mesh.group(cut.axis)),
-                    [Shard(cut.dim)],
-                    run_check=False,
-                    shape=torch.Size(shape),
-                    stride=torch.empty(shape, device="meta").stride(),
-                )
+        for name in split.cuts:
+            state[prefix + name] = split.as_whole(name, state[prefix + name])
 
     return present
-
-
-def _share_tensors(model: Transformer, axis: TensorAxis) -> None:
-    """Make the modules of a cut model exchange what their parts need."""
-
-    def gather(_: nn.Module, __: Any, output: Tensor) -> Tensor:
-        return axis.gather(output)
-
-    def cut(_: nn.Module, __: Any, output: Tensor) -> Tensor:
-        return axis.scatter_sum(output)
-
-    for module in model.modules():
-        if isinstance(module, LatentAttention):
-            _share_heads(module, axis)
-        elif isinstance(module, GatedMlp):
-            module.register_forward_pre_hook(lambda _, args: (axis.gather(args[0]), *args[1:]))
-            module.register_forward_hook(cut)
-        elif isinstance(module, MoE):
-            _share_routing(module, axis)
-        elif isinstance(module, MtpLayer):
-            module.register_forward_pre_hook(lambda _, args: (axis.own(args[0]), *args[1:]))
-            module.shared_head_norm.register_forward_hook(gather)
-    model.norm.register_forward_hook(gather)
-    model.register_forward_pre_hook(lambda _, args: axis.check(args[0]))
-    begin = RowShard((model.config.vocab_size,), axis.size, axis.group.rank).rows.start
-    # As FSDP2 does: the class changes, parameters and names stay.
-    model.embed_tokens.__class__ = VocabularyEmbedding
-    assert isinstance(model.embed_tokens, VocabularyEmbedding)
-    model.embed_tokens.axis, model.embed_tokens.begin = axis, begin
-    model.head_loss = _HeadLoss(axis, begin)
-
-
-@dataclass(frozen=True)
-class _HeadLoss:
-    """The vocabulary-parallel loss with its rows' place filled in."""
-
-    axis: TensorAxis
-    begin: int
-
-    def __call__(self, *args: Any, chunk_tokens: int) -> tuple[Tensor, Tensor]:
-        group = self.axis.group
-        return vocabulary_loss_and_logprobs(
-            *args, chunk_tokens=chunk_tokens, begin=self.begin, group=group
-        )
-
-
-def _share_heads(attention: LatentAttention, axis: TensorAxis) -> None:
-    attention.heads //= axis.size
-    attention.__class__ = HeadParallelAttention
-    assert isinstance(attention, HeadParallelAttention)
-    attention.axis = axis
-    attention.o_proj.__class__ = PartialLinear
-    assert isinstance(attention.o_proj, PartialLinear)
-    attention.o_proj.adds_bias = axis.group.rank == 0
-
-    def cut(_: nn.Module, __: Any, output: Attended) -> Attended:
-        return output._replace(y_BTD=axis.scatter_sum(output.y_BTD))
-
-    attention.register_forward_pre_hook(lambda _, args: (axis.gather(args[0]), *args[1:]))
-    attention.register_forward_hook(cut)
-
-
-def _share_routing(moe: MoE, axis: TensorAxis) -> None:
-    """Route a rank's own tokens; tell what the whole rows were routed."""
-
-    def replay_own(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        x_BTD, *rest = args
-        if not rest or rest[0] is None:
-            return args
-        forced_BTA = rest[0].unflatten(0, (len(x_BTD), -1))
-        return x_BTD, axis.own(forced_BTA).flatten(0, 1)
-
-    def tell_whole(
-        _: nn.Module, args: tuple[Any, ...], output: tuple[Tensor, Routing]
-    ) -> tuple[Tensor, Routing]:
-        y_BTD, routing = output
-        whole = [
-            axis.gather_alike(own.unflatten(0, (len(y_BTD), -1))).flatten(0, 1) for own in routing
-        ]
-        return y_BTD, Routing(*whole)
-
-    moe.register_forward_pre_hook(replay_own)
-    moe.register_forward_hook(tell_whole)
-
-
-def _whole(part: Tensor, cut: Cut, size: int, group: Group) -> Tensor:
-    """Return the whole of a parameter that the group's ranks hold in runs."""
-    run = -(-size // group.size)
-    padded = part.new_zeros(*part.shape[: cut.dim], run, *part.shape[cut.dim + 1 :])
-    padded.narrow(cut.dim, 0, part.shape[cut.dim]).copy_(part)
-    parts = padded.new_empty(group.size, *padded.shape)
-    work = all_gather(parts, padded.view(-1), group)
-    if work is not None:
-        work.wait()
-    return torch.cat(list(parts), cut.dim).narrow(cut.dim, 0, size).contiguous()

@@ -3,30 +3,27 @@
 Ranks see different rows, or along `cp` different tokens of the same rows; here both are the same.
 Stage 0 sums gradients over them and every rank updates everything. From stage 1 on a rank
 gets the summed gradients of its rows alone, has optimizer state for these, updates them and sends
-them back. Stage 2 sends the gradients of each microbatch as soon as the backward has made a bucket
-of them, so that whole gradients never exist. Sources: Rajbhandari et al. 2020 (ZeRO), figure 1.
+them back. Stage 2 sends the gradients of each microbatch as the backward makes them
+(`gradient_stream`). Source: Rajbhandari et al. 2020 (ZeRO), figure 1.
 
 Gradients are sums, not means: a loss divides by the labels of the global batch, so that nothing is
-rescaled here. Every rank sends the same buckets in the same order whatever its own backward made;
-a parameter without a gradient anywhere keeps none, as in one process.
+rescaled here. A parameter without a gradient anywhere keeps none, as in one process.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, Shard
-from torch.utils.hooks import RemovableHandle
 
 from fivefold.parallel.collectives import all_gather, all_reduce, reduce_scatter, sum_values
+from fivefold.parallel.gradient_stream import GradientStream
 from fivefold.parallel.mesh import Group, Mesh, single
-from fivefold.parallel.row_shard import RowShard, make_buckets, same_everywhere
-
-_IN_FLIGHT = 2
-"""Reduce-scatters of stage 2 that may run at a time; each holds one whole bucket."""
+from fivefold.parallel.row_shard import Bucket, RowShard, make_buckets, same_everywhere
 
 
 class Sharding(Protocol):
@@ -79,6 +76,35 @@ class Sharding(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class _Reduced:
+    """A bucket that a reduce-scatter sums; a `gradient_stream.StreamedBucket`."""
+
+    bucket: Bucket
+    group: Group
+
+    @property
+    def names(self) -> Collection[str]:
+        return self.bucket.shards
+
+    @property
+    def whole_bytes(self) -> int:
+        return self.bucket.whole_bytes
+
+    def empty_whole(self) -> Tensor:
+        return self.bucket.empty_whole()
+
+    def pack(self, whole: Tensor, name: str, tensor: Tensor | None) -> None:
+        self.bucket.pack(whole, name, tensor)
+
+    def start(self, whole: Tensor) -> tuple[Tensor, dist.Work | None]:
+        run = self.bucket.empty_run()
+        return run, reduce_scatter(run, whole, self.group)
+
+    def add(self, total: Tensor | None, arrived: Tensor) -> Tensor:
+        return arrived if total is None else total.add_(arrived)
+
+
 class Zero:
     """Stages 0 to 2 on flat buckets."""
 
@@ -113,52 +139,36 @@ class Zero:
         )
         self._shards = {n: s for bucket in self.buckets for n, s in bucket.shards.items()}
         self.rows = {name: self._local_rows(name) for name in self._weights}
-        self.peak_bucket_bytes = 0
-        """Most bytes of whole gradient buckets that existed at a time."""
-        self._sums: list[Tensor | None] = [None] * len(self.buckets)
-        self._seen: set[str] = set()
-        self._filling: dict[int, Tensor] = {}
-        self._missing: dict[int, set[str]] = {}
-        self._next = 0
-        self._pending: list[tuple[int, Tensor, Tensor, dist.Work | None]] = []
-        self._place = {n: i for i, bucket in enumerate(self.buckets) for n in bucket.shards}
-        self._hooks: list[RemovableHandle] = []
+        self.stream: GradientStream | None = None
+        """Takes gradients from the backward at stage 2; None: they add up until the step ends."""
         if computed is not None and self.stage == 2 and self.everyone.size > 1:
-            self._hooks = [
-                computed[name].register_post_accumulate_grad_hook(self._hook(name))
-                for name in self._weights
-            ]
+            reduced = [_Reduced(bucket, self.shard_group) for bucket in self.buckets]
+            self.stream = GradientStream(reduced, computed)
 
     def collect(self) -> None:
         """Send what the backward left of its buckets (stage 2); nothing at other stages."""
-        if self.stage < 2 or self.everyone.size == 1:
-            return
-        while self._next < len(self.buckets):
-            self._launch()
-        while self._pending:
-            self._land()
-        self._next = 0
+        if self.stream is not None:
+            self.stream.collect()
 
     def finish(self) -> None:
         """Put the gradients of the step, summed over the ranks, on `rows`."""
         if self.everyone.size == 1:
             return
-        if self.stage < 2:
-            self._seen = {n for n, weight in self._weights.items() if weight.grad is not None}
+        sums: list[Tensor | None] = [None] * len(self.buckets)
+        if self.stream is not None:
+            sums, seen = self.stream.take()
+        else:
+            seen = {n for n, weight in self._weights.items() if weight.grad is not None}
         names = list(self._weights)
         device = self._mesh.world.device
-        flags = same_everywhere([name in self._seen for name in names], device)
+        flags = same_everywhere([name in seen for name in names], device)
         anywhere = all_reduce(flags, self.everyone, "max").tolist()
         seen = {name for name, flag in zip(names, anywhere, strict=True) if flag}
-        for index, bucket in enumerate(self.buckets):
-            if self.stage < 2:
-                self._reduce_whole(index)
-            run = self._sums[index]
+        for bucket, total in zip(self.buckets, sums, strict=True):
+            run = self._reduced(bucket) if self.stream is None else total
             for name in bucket.shards:
                 has_gradient = name in seen and run is not None
                 self.rows[name].grad = bucket.local(run, name) if has_gradient else None  # pyright: ignore[reportArgumentType]
-        self._sums = [None] * len(self.buckets)
-        self._seen = set()
 
     def restore(self) -> None:
         """Gather the updated rows of all ranks into the weights."""
@@ -178,8 +188,8 @@ class Zero:
 
     def close(self) -> None:
         """Leave gradients where backward puts them; the next training may share the model anew."""
-        for hook in self._hooks:
-            hook.remove()
+        if self.stream is not None:
+            self.stream.close()
 
     def as_global(self, name: str, local: Tensor) -> Tensor:
         """Present a tensor of this rank's rows as the whole parameter's, for a checkpoint."""
@@ -192,69 +202,19 @@ class Zero:
         # A view: an update of the rows is one of the weight.
         return nn.Parameter(weight.data[self._shards[name].rows])
 
-    def _reduce_whole(self, index: int) -> None:
+    def _reduced(self, bucket: Bucket) -> Tensor:
         """Sum one bucket of whole gradients over the ranks, and drop them."""
-        bucket = self.buckets[index]
         whole = bucket.empty_whole()
-        self._count_bytes(bucket.whole_bytes)
         for name in bucket.shards:
             bucket.pack(whole, name, self._weights[name].grad)
             self._weights[name].grad = None
         if self.shard_group.size == 1:
-            self._sums[index] = all_reduce(whole, self.everyone)[0]
-            return
+            return all_reduce(whole, self.everyone)[0]
         run = bucket.empty_run()
         work = reduce_scatter(run, whole, self.shard_group)
         if work is not None:
             work.wait()
-        self._sums[index] = run
-
-    def _hook(self, name: str):
-        def take(parameter: Tensor) -> None:
-            index = self._place[name]
-            bucket = self.buckets[index]
-            if index not in self._filling:
-                self._open(index)
-            bucket.pack(self._filling[index], name, parameter.grad)
-            parameter.grad = None
-            self._seen.add(name)
-            self._missing[index].discard(name)
-            # In order only: the ranks' collectives must meet.
-            while self._next < len(self.buckets) and self._missing.get(self._next) == set():
-                self._launch()
-
-        return take
-
-    def _open(self, index: int) -> None:
-        bucket = self.buckets[index]
-        self._filling[index] = bucket.empty_whole()
-        self._missing[index] = set(bucket.shards)
-        in_use = [*self._filling, *(pending[0] for pending in self._pending)]
-        self._count_bytes(sum(self.buckets[i].whole_bytes for i in in_use))
-
-    def _launch(self) -> None:
-        """Send the next bucket, with zeros for what this rank's backward did not make."""
-        index, self._next = self._next, self._next + 1
-        if index not in self._filling:
-            self._open(index)
-        bucket, whole = self.buckets[index], self._filling.pop(index)
-        for name in self._missing.pop(index):
-            bucket.pack(whole, name, None)
-        run = bucket.empty_run()
-        while len(self._pending) >= _IN_FLIGHT:
-            self._land()
-        self._pending.append((index, whole, run, reduce_scatter(run, whole, self.shard_group)))
-
-    def _land(self) -> None:
-        """Wait for the oldest bucket and add its sum to those of the microbatches before."""
-        index, _, run, work = self._pending.pop(0)
-        if work is not None:
-            work.wait()
-        total = self._sums[index]
-        self._sums[index] = run if total is None else total.add_(run)
-
-    def _count_bytes(self, size: int) -> None:
-        self.peak_bucket_bytes = max(self.peak_bucket_bytes, size)
+        return run
 
 
 def as_global(local: Tensor, shard: RowShard, mesh: Mesh, group: Group) -> Tensor:

@@ -43,6 +43,24 @@ class LayerCost(NamedTuple):
     """Runs a microbatch, one after the other: depths of the MTP layer."""
     in_flight: int = 1
     """Most microbatches between its forward and backward."""
+    staying_bytes: float = 0.0
+    """Of `kept_bytes`, what no copy takes."""
+    staying_input_bytes: float = 0.0
+    """Of `input_bytes`, what no copy takes."""
+    deferred_bytes: float = 0.0
+    """What weight gradients that are put off want, not counted among the layers'."""
+
+    def left_bytes(self, recompute: bool) -> float:
+        """Return what a run leaves between forward and backward."""
+        return self.input_bytes if recompute else self.kept_bytes
+
+    def staying(self, recompute: bool) -> float:
+        """Return what stays of it where the rest moves."""
+        return self.staying_input_bytes if recompute else self.staying_bytes
+
+    def moving(self, recompute: bool) -> float:
+        """Return what moves of it."""
+        return self.left_bytes(recompute) - self.staying(recompute)
 
 
 class Treatment(NamedTuple):
@@ -92,21 +110,24 @@ def choose_treatments(
     *,
     host_bandwidth: float | None = None,
     on_the_way: int = 2,
+    reserved_bytes: float = 0.0,
 ) -> ActivationChoice:
     """Return the treatments that cost least time and hold at most `bound_bytes`.
 
     `host_bandwidth` is in bytes a second each way; None: nothing moves. `on_the_way` moved runs are
     on the device at once: 2 where a backward follows its forward, 3 in a pipeline.
+    `reserved_bytes` of the bound are taken whatever becomes of the layers.
 
     Raises:
         ActivationBoundError: there are none.
     """
     kept = sum(layer.in_flight * layer.runs * layer.kept_bytes for layer in layers)
-    if kept <= bound_bytes:
+    room = bound_bytes - reserved_bytes
+    if kept <= room:
         return ActivationChoice((KEEP,) * len(layers), 1, kept, 0.0, (0.0,) * len(layers))
     best: ActivationChoice | None = None
     for knapsack in _knapsacks(layers, host_bandwidth, on_the_way):
-        choice = knapsack.solve(bound_bytes - knapsack.extra_bytes)
+        choice = knapsack.solve(room - knapsack.extra_bytes)
         if choice is not None and (best is None or _rank(choice) < _rank(best)):
             best = choice
         if best is not None and best.seconds == 0:
@@ -114,7 +135,7 @@ def choose_treatments(
     if best is None:
         least = min(sack.least_bytes() for sack in _knapsacks(layers, host_bandwidth, on_the_way))
         raise ActivationBoundError(
-            expected=f"room for {least:,.0f} bytes of activations at least",
+            expected=f"room for {least + reserved_bytes:,.0f} bytes of activations at least",
             found=f"a bound of {bound_bytes:,.0f} bytes",
             fix="Raise the bound, or shorten the rows of a microbatch",
         )
@@ -155,7 +176,7 @@ def added_seconds(
     seconds = cost.forward * treatment.recompute
     if treatment.move:
         assert host_bandwidth is not None, "there is a link to move by"
-        copy = _left_bytes(cost, treatment) / host_bandwidth
+        copy = cost.moving(treatment.recompute) / host_bandwidth
         hidden = hidden_seconds(layers, layer, window)
         seconds += sum(max(0.0, copy - each) for each in hidden)
     return cost.runs * seconds
@@ -170,7 +191,7 @@ def _knapsacks(
 ) -> "Iterator[_Knapsack]":
     """Generate the problems with the largest moved run and the largest recomputed layer fixed."""
     again = sorted({0.0, *(layer.kept_bytes for layer in layers)})
-    moved = sorted({size for layer in layers for size in (layer.kept_bytes, layer.input_bytes)})
+    moved = sorted({layer.moving(recompute) for layer in layers for recompute in (False, True)})
     for most_again in again:
         yield _Knapsack(layers, None, on_the_way, 1, 0.0, most_again)
         if host_bandwidth is not None:
@@ -216,11 +237,11 @@ class _Knapsack:
         treatments = tuple(reversed(chain))
         pairs = list(zip(self.layers, treatments, strict=True))
         host = sum(
-            layer.in_flight * layer.runs * _left_bytes(layer, treatment)
+            layer.in_flight * layer.runs * layer.moving(treatment.recompute)
             for layer, treatment in pairs
             if treatment.move
         )
-        moved = [_left_bytes(layer, treatment) for layer, treatment in pairs if treatment.move]
+        moved = [layer.moving(treatment.recompute) for layer, treatment in pairs if treatment.move]
         again = [layer.kept_bytes for layer, treatment in pairs if treatment.recompute]
         held = last.held_bytes + self.on_the_way * max(moved, default=0.0)
         held += max(again, default=0.0)
@@ -256,21 +277,18 @@ class _Knapsack:
         """Generate treatments of a layer with the bytes that stay and the seconds added."""
         layer = self.layers[index]
         for treatment in TREATMENTS:
-            left = _left_bytes(layer, treatment)
             if treatment.recompute and layer.kept_bytes > self.most_again:
                 continue
-            held = layer.in_flight * layer.runs * left
+            left = layer.left_bytes(treatment.recompute)
             if treatment.move:
                 is_apart = since >= self.window and can_move(self.layers, index, self.window)
-                if self.host_bandwidth is None or not is_apart or left > self.most_moved:
+                fits = layer.moving(treatment.recompute) <= self.most_moved
+                if self.host_bandwidth is None or not (is_apart and fits):
                     continue
-                held = 0.0
+                left = layer.staying(treatment.recompute)
+            held = layer.in_flight * layer.runs * left
             cost = self.layers, index, treatment, self.window, self.host_bandwidth
             yield treatment, held, added_seconds(*cost)
-
-
-def _left_bytes(layer: LayerCost, treatment: Treatment) -> float:
-    return layer.input_bytes if treatment.recompute else layer.kept_bytes
 
 
 def _undominated(states: list[_State]) -> list[_State]:

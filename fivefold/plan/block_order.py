@@ -28,6 +28,8 @@ class RunBytes(NamedTuple):
     """Bytes that may leave the device."""
     staying: float
     """Bytes that may not: small, or needed elsewhere."""
+    again: float = 0.0
+    """Bytes beside them while its backward runs: of a run that is computed again."""
 
 
 def block_events(row: Sequence[Action], blocks: Mapping[int, int]) -> list[BlockEvent]:
@@ -48,6 +50,26 @@ def block_events(row: Sequence[Action], blocks: Mapping[int, int]) -> list[Block
             begin = first[stage, microbatch]
             events += [BlockEvent(False, run) for run in reversed(range(begin, begin + count))]
     return events
+
+
+def weight_places(row: Sequence[Action], blocks: Mapping[int, int]) -> list[int]:
+    """Return for each run the place of the first event behind its weight gradients.
+
+    A fused backward of a stage ends with those of all its blocks.
+    """
+    places: list[int] = []
+    first: dict[tuple[int, int], int] = {}
+    events = 0
+    for stage, kind, microbatch in row:
+        count = blocks[stage]
+        events += 0 if kind == "W" else count
+        if kind == "F":
+            first[stage, microbatch] = len(places)
+            places += [0] * count
+        elif kind != "I":
+            begin = first[stage, microbatch]
+            places[begin : begin + count] = [events] * count
+    return places
 
 
 def one_pass(runs: int) -> list[BlockEvent]:
@@ -80,13 +102,16 @@ def held_bytes(
 ) -> list[float]:
     """Return the most bytes that the device holds for the runs during each event.
 
-    Those of `moving` leave, where there is time for it.
+    Those of `moving` leave, where there is time for it. Weight gradients that are put off are not
+    among them.
     """
     forward, backward = forward_places(events), backward_places(events)
     leaving = runs_that_leave(events, window) & set(moving)
     change = [0.0] * (len(events) + 1)
-    for run, (moved, stayed) in enumerate(runs):
+    for run, (moved, stayed, again) in enumerate(runs):
         begin, end = forward[run], backward[run] + 1
+        change[end - 1] += again
+        change[end] -= again
         change[begin] += stayed + moved
         change[end] -= stayed + moved
         if run in leaving:

@@ -32,8 +32,9 @@ class GradientConfig(ScheduleConfig):
     offload: Runtime[bool | tuple[pydantic.NonNegativeInt, ...]] = False
     """Let what layers keep wait in the host's memory until their backward: all, or these."""
     activation_bytes: Runtime[int | None] = pydantic.Field(default=None, gt=0)
-    """Most bytes that layers keep between forward and backward: each is kept, moved to the host or
-    computed again, whatever is cheapest; None: as `recompute` and `offload` say."""
+    """Most bytes that a rank's layers keep between forward and backward, of all microbatches in
+    flight: each layer's are kept, moved to the host or computed again, whatever is cheapest; None:
+    as `recompute` and `offload` say."""
     loss_chunk_tokens: int = pydantic.Field(default=2048, gt=0)
     """Tokens whose logits exist at a time."""
     validation_steps: int = pydantic.Field(default=50, gt=0)

@@ -1,9 +1,10 @@
 """Spreading a training over ranks: who holds, computes, updates, saves and looks.
 
 One process takes part as a mesh of one: its model holds the weights, a `ComputeModel` runs them,
-nothing is shared. Otherwise `parallel.zero`, for sharded weights `parallel.fsdp`, for heads,
-columns and experts on different ranks `parallel.tensor`, or for a pipeline `train.piped` stands
-between model and optimizer; `parallel.context` shares the tokens of rows besides.
+nothing is shared. Otherwise `parallel.zero`, for a model in parts `parallel.tensor_rows` (heads,
+columns and experts on different ranks, `parallel.tensor`, weights in shards, `parallel.fsdp`), or
+for a pipeline `train.piped` stands between model and optimizer; `parallel.context` shares the
+tokens of rows besides.
 """
 
 from collections.abc import Iterator
@@ -14,11 +15,9 @@ from typing import Any
 
 import torch
 
-from fivefold.errors import ConfigError
 from fivefold.models.transformer import Transformer
-from fivefold.parallel.config import ParallelConfig
 from fivefold.parallel.context.across import ContextParallel
-from fivefold.parallel.fsdp import FullyShardedModel
+from fivefold.parallel.fsdp import shard_weights
 from fivefold.parallel.mesh import Mesh
 from fivefold.parallel.saver import Saver
 from fivefold.parallel.tensor import SplitModel
@@ -26,22 +25,12 @@ from fivefold.parallel.tensor_rows import SplitRows
 from fivefold.parallel.zero import Sharding, Zero
 from fivefold.stage import Ranks
 from fivefold.train.checkpoint import Weights, load_state
-from fivefold.train.compute import ComputeModel
+from fivefold.train.compute import ComputeModel, exact_parameters
 from fivefold.train.config import GradientConfig
 from fivefold.train.optimizer import HybridOptimizer
 from fivefold.train.piped import PipedModel
 from fivefold.train.staged_loss import StagedLanguageLoss
 from fivefold.train.step import Compute
-
-_NOT_ALONG = (
-    (
-        "activation_bytes",
-        ("pp", "fsdp", "cp", "tp", "ep"),
-        "Leave it out, and name the layers in `recompute`, or `offload` with `dp`, `cp` or `pp`",
-    ),
-    ("offload", ("fsdp", "tp", "ep"), "Leave it out: `recompute` works on every mesh"),
-)
-"""Fields that treat activations, the axes along which they may not, and what to do instead."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +51,7 @@ class Spreading:
     """Between ranks; None: one process."""
     saver: Saver | None
     """Writes the states of several ranks."""
-    parted: FullyShardedModel | PipedModel | SplitModel | None = None
+    parted: PipedModel | SplitModel | None = None
     """What holds the weights in parts, the plain model emptied; None: each rank has all."""
     context: ContextParallel | None = None
     """How ranks share the tokens of rows; None: they do not, or a pipeline sees to it."""
@@ -96,12 +85,16 @@ class Spreading:
             self.saver.poll()
 
     def end(self) -> None:
-        """Finish saving and leave the plain model with whole weights."""
+        """Finish saving and leave the plain model to be looked at or trained anew.
+
+        Whole on the first rank; on the others with what they hold, to be taken by a next training.
+        """
         if self.saver is not None:
             self.saver.finish()
         if self.parted is not None:
             self.parted.materialise()
-        if isinstance(self.sharding, Zero | PipedModel):
+            self.parted.close()
+        if isinstance(self.sharding, Zero | SplitRows):
             self.sharding.close()
 
 
@@ -131,34 +124,30 @@ def spread(
     `staged` is the objective taken apart, which a pipeline needs.
 
     Raises:
-        ConfigError: weights in shards and another compute dtype than theirs; a model that cannot be
-            cut into so many stages of a pipeline, or heads, columns or experts into so many parts;
-            activations that are to be treated as this mesh cannot.
+        ConfigError: a model that cannot be cut into so many stages of a pipeline, or heads, columns
+            or experts into so many parts; a layer to treat that the model does not have.
     """
     dtype = getattr(torch, config.compute_dtype)
     if not isinstance(ranks, Mesh) or ranks.size == 1:
         compute = _compute_all(model, config)
         return Spreading(None, compute, model, model, optimizer, None, None)
-    _check_activations(config, ranks.config)
     saver = Saver(ranks)
     if ranks.config.pp > 1:
         assert staged is not None, "a pipeline needs an objective in stages"
-        again, moved = config.recompute, config.offload
-        piped = PipedModel(model, ranks, staged, dtype, recompute=again, offload=moved)
+        piped = PipedModel(model, ranks, staged, dtype, **_treatment(config))
         own = optimizer.sharded(piped)
         return Spreading(ranks, piped, piped.holder, piped, own, piped, saver, piped)
-    if ranks.config.zero_stage == 3:
-        sharded = FullyShardedModel(model, ranks, dtype, recompute=config.recompute)
-        own = optimizer.sharded(sharded)
-        return Spreading(ranks, sharded, sharded.model, sharded.model, own, sharded, saver, sharded)
-    split = None
-    if ranks.config.tp > 1 or ranks.config.ep > 1:
-        split = SplitModel(model, ranks)
-        split.release()
-        holder, sharding = split.model, SplitRows(split)
-        compute = SplitCompute(split, dtype, recompute=config.recompute)
+    split = SplitModel(model, ranks)
+    if split.is_cut:
+        is_sharded = ranks.config.zero_stage == 3
+        if is_sharded:
+            shard_weights(split, dtype, exact_parameters(split.model))
+        treatment = _treatment(config)
+        compute = SplitCompute(split, dtype, casts=is_sharded, mesh=ranks, **treatment)
+        computed = dict(compute.model.named_parameters())
+        holder, sharding = split.model, SplitRows(split, computed)
     else:
-        holder, compute = model, _compute_all(model, config)
+        split, holder, compute = None, model, _compute_all(model, config, ranks)
         computed = dict(compute.model.named_parameters())
         sharding = Zero(dict(model.named_parameters()), computed, ranks)
     own = optimizer.sharded(sharding)
@@ -166,29 +155,15 @@ def spread(
     return Spreading(ranks, compute, holder, holder, own, sharding, saver, split, context)
 
 
-def _compute_all(model: Transformer, config: GradientConfig) -> ComputeModel:
+def _compute_all(
+    model: Transformer, config: GradientConfig, mesh: Mesh | None = None
+) -> ComputeModel:
     """Return what runs all layers of a model whose weights are whole."""
-    return ComputeModel(
-        model,
-        getattr(torch, config.compute_dtype),
-        recompute=config.recompute,
-        offload=config.offload,
-        activation_bytes=config.activation_bytes,
-    )
+    dtype = getattr(torch, config.compute_dtype)
+    return ComputeModel(model, dtype, mesh=mesh, **_treatment(config))
 
 
-def _check_activations(config: GradientConfig, mesh: ParallelConfig) -> None:
-    """Refuse what this mesh does not do with activations.
-
-    Raises:
-        ConfigError: it is asked for.
-    """
-    sizes = {**mesh.axis_sizes, "ep": mesh.ep}
-    for field, axes, fix in _NOT_ALONG:
-        along = [f"`parallel.{axis}={sizes[axis]}`" for axis in axes if sizes[axis] > 1]
-        if getattr(config, field) and along:
-            raise ConfigError(
-                expected=f"no `{field}` with {' or '.join(along)}",
-                found=f"`{field}={getattr(config, field)}`",
-                fix=fix,
-            )
+def _treatment(config: GradientConfig) -> dict[str, Any]:
+    """Return what becomes of activations, as a `ComputeModel` takes it."""
+    fields = ("recompute", "offload", "activation_bytes")
+    return {field: getattr(config, field) for field in fields}

@@ -7,11 +7,13 @@ optimizer sees a smaller model and nothing else. Routers' biases are everywhere,
 and move by counts that are summed over all ranks.
 
 The other axes stand within a stage: what a rank holds of its stages is its part of them
-(`parallel.tensor.SplitModel`), with `parallel.tensor_rows` in the place of `parallel.zero`, and a
-microbatch is this rank's tokens of its rows (`parallel.context`).
+(`parallel.tensor.SplitModel`, `parallel.fsdp`), with `parallel.tensor_rows` in the place of
+`parallel.zero`, and a microbatch is this rank's tokens of its rows (`parallel.context`). Sharded
+weights are gathered for each microbatch, and their gradients are not put off: FSDP2 reduces them
+when the backward of a block ends.
 
-Surprise: the plain model that was given, with all weights or those of this rank's stages alone, is
-emptied of the other stages' and made whole by `materialise` on the first rank only, which looks at
+Surprise: the plain model that was given, with all weights or those of this rank alone, is emptied
+of what is not trained there and made whole by `materialise` on the first rank only, which looks at
 it and exports it; no other rank ever holds the whole.
 """
 
@@ -24,15 +26,15 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from fivefold.data.loader import Rows
-from fivefold.models.config import ModelConfig
 from fivefold.models.transformer import Transformer
 from fivefold.parallel.collectives import all_reduce
 from fivefold.parallel.config import AXES, DATA_AXES
 from fivefold.parallel.context.across import ContextParallel
+from fivefold.parallel.fsdp import shard_weights
 from fivefold.parallel.mesh import Mesh
 from fivefold.parallel.offload import Layers
+from fivefold.parallel.part import replace_parameter
 from fivefold.parallel.pipeline.blank import BlankMicrobatch, SparingObjective, blank_of
-from fivefold.parallel.pipeline.build import Source, build_part, replace_parameter
 from fivefold.parallel.pipeline.deferred import defer_weight_gradients, finish_at_once
 from fivefold.parallel.pipeline.message import send
 from fivefold.parallel.pipeline.placement import place_stages
@@ -45,9 +47,8 @@ from fivefold.parallel.tensor import SplitModel
 from fivefold.parallel.tensor_rows import SplitRows
 from fivefold.parallel.zero import Zero, global_norm
 from fivefold.plan.make_schedule import make_schedule
-from fivefold.stage import Ranks
 from fivefold.train.balance import BalanceTracker
-from fivefold.train.compute import ComputeModel
+from fivefold.train.compute import ComputeModel, exact_parameters
 from fivefold.train.staged_loss import StagedBatch, StagedLanguageLoss
 
 logger = logging.getLogger(__name__)
@@ -60,7 +61,7 @@ class _WideGradients:
     """Adds what each piece of a backward pass left to the gradients of the fp32 weights."""
 
     compute: ComputeModel
-    rolling: RollingZero | None
+    rolling: RollingZero | SplitRows | None
     """Owner of those gradients; None: they stay in `grad`."""
 
     def acquire(self, stage: int) -> None:
@@ -90,11 +91,12 @@ class PipedModel:
         *,
         recompute: Layers = False,
         offload: Layers = False,
+        activation_bytes: int | None = None,
     ) -> None:
         """Take this rank's stages of `model` and empty it of what others hold.
 
-        What others hold may stand on the meta device already (`parallel.pipeline.build`).
-        `recompute` and `offload` are those of a `ComputeModel`.
+        What others hold may stand on the meta device already (`parallel.build`).
+        `recompute`, `offload` and `activation_bytes` are those of a `ComputeModel`.
 
         Raises:
             ConfigError: the model cannot be cut into that many stages, or not there, or into so
@@ -108,28 +110,42 @@ class PipedModel:
         self._placement = place_stages(model.config, config)
         self._whole_shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
         self._homes = {name: self._placement.homes(name) for name in self._whole_shapes}
-        self._drop_others()
         here = {n: shape for n, shape in self._whole_shapes.items() if self._is_here(n)}
         self._split = SplitModel(model, mesh, here)
-        self._split.release()
-        self._compute = ComputeModel(self.holder, dtype, recompute=recompute, offload=offload)
+        self._drop_others()
+        is_sharded = config.zero_stage == 3
+        self._compute = ComputeModel(
+            self.holder,
+            dtype,
+            recompute=recompute,
+            offload=offload,
+            activation_bytes=activation_bytes,
+            casts=is_sharded,
+            mesh=mesh,
+        )
         self.model = self._compute.model
         self._context = ContextParallel(mesh, self.model) if config.cp > 1 else None
         objective, axis = SparingObjective(loss), self._split.axis
         self.stages = {
-            s: ModelStage(self.model, self._placement.parts[s], objective, axis)
+            s: ModelStage(self.model, self._placement.parts[s], objective, axis, dtype)
             for s in self._placement.stages_of(self._group.rank)
         }
+        if is_sharded:
+            exact = exact_parameters(self.model)
+            shard_weights(self._split, dtype, exact, list(self.stages.values()))
         # The warm-up of indexers runs the MTP layer once.
-        self._blocks = {
-            s: len(stage.layers) + min(stage.part.mtp_depths, loss.depths)
+        self._layers = {
+            s: [*stage.part.layers]
+            + [model.config.num_hidden_layers] * min(stage.part.mtp_depths, loss.depths)
             for s, stage in self.stages.items()
         }
+        self._defers = not is_sharded
         offloader = self._compute.offloader
         held = None if offloader is None else offloader.ledger
         self._stores = {s: WeightGradientStore(config.deferred_bytes, held) for s in self.stages}
-        for s, stage in self.stages.items():
-            defer_weight_gradients(stage, self._stores[s])
+        if self._defers:
+            for s, stage in self.stages.items():
+                defer_weight_gradients(stage, self._stores[s])
         self._runtimes: dict[int, PipelineRuntime] = {}
         self.rolling: RollingZero | None = None
         """Stage 2 of ZeRO; None at other stages, and where a rank shares rows with no other."""
@@ -138,11 +154,13 @@ class PipedModel:
         self.data_group, self.shard_group = self._zero.data_group, self._zero.shard_group
         self._norm_group = mesh.group(*AXES) if self.shard_group.size > 1 else self._group
         # Ranks that reduce or exchange within a microbatch need as many as each other.
-        self._keeps_step = self.rolling is not None or config.experts_cross_rows
+        self._keeps_step = self._owner is not None or config.keeps_step
         self._shared: SharedParameters | None = None
         holders = self._homes[_EMBEDDING]
         if len(holders) > 1 and self._group.rank in holders:
-            embedding = {_EMBEDDING: self.holder.get_parameter(_EMBEDDING)}
+            parts = self._zero.parts if isinstance(self._zero, SplitRows) else {}
+            own = parts.get(_EMBEDDING, self.holder.get_parameter(_EMBEDDING))
+            embedding = {_EMBEDDING: own}
             self._shared = SharedParameters(embedding, holders, self._group)
         # NCCL wants all ranks in a group's first collective; later only neighbours and holders of
         # the embedding exchange.
@@ -153,19 +171,26 @@ class PipedModel:
         """The model of the weights that are updated and of the biases that move."""
         return self._split.model
 
+    @property
+    def _owner(self) -> RollingZero | SplitRows | None:
+        """Who takes gradients at the end of every run of a stage's backwards; None: nobody."""
+        if self._config.zero_stage == 2 and isinstance(self._zero, SplitRows):
+            return self._zero
+        return self.rolling
+
     def _share(self) -> Zero | RollingZero | SplitRows:
         """Share the weights of this rank's stages among the ranks that run them."""
-        if self._split.is_cut:
-            return SplitRows(self._split)
-        named = self._shell.named_parameters()
+        named = self.holder.named_parameters()
         weights = {name: value for name, value in named if self._is_here(name)}
-        if self._config.zero_stage < 2 or self._mesh.everyone.size == 1:
-            return Zero(weights, weights, self._mesh)
         apart = self._placement.several(weights)
         alone = {
             s: {n: weights[n] for n, _ in stage.named_parameters() if n not in apart}
             for s, stage in self.stages.items()
         }
+        if self._split.is_cut:
+            return SplitRows(self._split, stages=alone)
+        if self._config.zero_stage < 2 or self._mesh.everyone.size == 1:
+            return Zero(weights, weights, self._mesh)
         self.rolling = RollingZero(alone, {name: weights[name] for name in apart}, self._mesh)
         if self._mesh.is_first and not self.rolling.saves_memory:
             logger.warning(
@@ -192,9 +217,12 @@ class PipedModel:
             batches += self._blanks(len(batches), whole)
         if batches:
             runtime = self._runtime(len(batches))
-            self._compute.follow(runtime.schedule.actions[self._group.rank], self._blocks)
+            row = runtime.schedule.actions[self._group.rank]
+            self._compute.treatment.follow(row, self._layers, batches, defers=self._defers)
             runtime.step(batches)
         self._compute.collect()
+        if isinstance(self._zero, SplitRows):
+            self._zero.take_shards()
         if self._shared is not None:
             self._shared.add_gradients()
         return self._loss.measured(device)
@@ -262,22 +290,25 @@ class PipedModel:
 
     @torch.no_grad()
     def materialise(self) -> None:
-        """Fill the plain model of the first rank with the whole weights; all ranks together."""
-        self._split.materialise()
-        if self._group.ranks[0] != 0:
-            return
-        works = []
-        for name, parameter in self._shell.named_parameters():
-            owner = self._homes[name][0]
-            if 0 in self._homes[name]:
-                continue
-            if self._group.rank == owner:
-                works.append(send(parameter.detach().contiguous(), 0, self._group))
-            elif self._mesh.is_first:
-                parameter.data = parameter.data.new_empty(self._whole_shapes[name])
-                dist.recv(parameter.data, self._group.ranks[owner], self._group.handle)
-        for work in works:
-            work.wait()
+        """Fill the plain model of the first rank with the whole weights; all ranks together.
+
+        Another rank sends what it holds of a parameter before it looks for the next.
+        """
+        is_apart = self._split.is_cut
+        for name, homes in self._homes.items():
+            owner = 0 if 0 in homes else homes[0]
+            whole = self._split.gather(name) if self._group.rank == owner else None
+            if owner and whole is not None:
+                send(whole.contiguous(), 0, self._group).wait()
+            elif owner and self._mesh.is_first:
+                like = self._shell.get_parameter(name)
+                device = self._mesh.world.device
+                whole = torch.empty(self._whole_shapes[name], dtype=like.dtype, device=device)
+                dist.recv(whole, self._group.ranks[owner], self._group.handle)
+            if self._mesh.is_first and (owner or is_apart):
+                assert whole is not None, "the first rank is the first of its stage"
+                replace_parameter(self._shell, name, whole)
+        self._split.copy_buffers()
 
     def release(self) -> None:
         """Empty the plain model again of what this rank does not train there."""
@@ -285,15 +316,16 @@ class PipedModel:
         self._drop_others()
 
     def _drop_others(self) -> None:
-        """Empty the plain model of the other stages' weights."""
+        """Empty the plain model of the other stages' weights, where it is what a rank trains."""
+        if self._split.is_cut:
+            return
         for name, parameter in list(self._shell.named_parameters()):
-            if self._is_here(name):
-                continue
-            if parameter.is_meta:
-                nothing = torch.empty(0, dtype=parameter.dtype, device=self._mesh.world.device)
+            if not self._is_here(name):
+                device = self._mesh.world.device
+                nothing = torch.empty(0, dtype=parameter.dtype, device=device)
                 replace_parameter(self._shell, name, nothing)
-            else:
-                parameter.data = parameter.data.new_empty(0)
+                if not parameter.is_meta:
+                    parameter.data = nothing
 
     def close(self) -> None:
         """Let the plain model be trained anew: whole on the first rank, in part on the others.
@@ -303,6 +335,7 @@ class PipedModel:
         """
         for stage in self.stages.values():
             finish_at_once(stage)
+        self._split.close()
         for name, parameter in list(self._shell.named_parameters()):
             if parameter.shape != self._whole_shapes[name]:
                 shape = self._whole_shapes[name]
@@ -323,24 +356,7 @@ class PipedModel:
                 group=self._group,
                 device=self._mesh.world.device,
                 stores=self._stores,
-                keeper=_WideGradients(self._compute, self.rolling),
+                keeper=_WideGradients(self._compute, self._owner),
                 carries_gradient=self._loss.indexer != "warm_up",
             )
         return self._runtimes[microbatches]
-
-
-def build_model(
-    config: ModelConfig, source: Source, ranks: Ranks, device: str | torch.device
-) -> Transformer:
-    """Return the fp32 model with the weights that this rank trains: its stages', or all.
-
-    In a pipeline the others stand on the meta device; `source` reads or draws what exists only.
-
-    Raises:
-        ConfigError: the model cannot be cut as the mesh asks.
-        MismatchError, CorruptFileError: the source does not fit the config.
-    """
-    if not isinstance(ranks, Mesh) or ranks.config.pp == 1:
-        return build_part(config, source, lambda _: True, device)
-    placement, rank = place_stages(config, ranks.config), ranks.group("pp").rank
-    return build_part(config, source, lambda name: placement.holds(rank, name), device)

@@ -16,7 +16,7 @@ from fivefold.data.loader import open_loader, read_heldout_rows
 from fivefold.errors import MismatchError
 from fivefold.models.config import ModelConfig
 from fivefold.models.transformer import Transformer
-from fivefold.parallel.pipeline.build import InitialWeights
+from fivefold.parallel.build import InitialWeights, build_model
 from fivefold.stage import StageContext
 from fivefold.text.tokenizer import Tokenizer, load_tokenizer
 from fivefold.train.config import PretrainConfig
@@ -25,7 +25,6 @@ from fivefold.train.loop import Learner, Phase, train
 from fivefold.train.losses import language_objective
 from fivefold.train.optimizer import HybridOptimizer
 from fivefold.train.outcome import write_outcome
-from fivefold.train.piped import build_model
 from fivefold.train.sample import make_sampler
 from fivefold.train.schedule import batch_rows
 from fivefold.train.staged_loss import StagedLanguageLoss

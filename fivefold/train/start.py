@@ -7,10 +7,9 @@ import torch
 from fivefold.errors import ConfigError, MismatchError
 from fivefold.models.config import read_config
 from fivefold.models.transformer import Transformer
-from fivefold.parallel.pipeline.build import ReleasedWeights
+from fivefold.parallel.build import ReleasedWeights, build_model
 from fivefold.stage import StageContext
 from fivefold.text.tokenizer import Tokenizer, load_tokenizer
-from fivefold.train.piped import build_model
 
 
 def start_from(

@@ -14,13 +14,16 @@ from tiny_training import Setting, make_model, rows_of_step
 
 from fivefold.parallel import collectives
 from fivefold.parallel.config import ParallelConfig
-from fivefold.parallel.fsdp import FullyShardedModel
+from fivefold.parallel.fsdp import shard_weights
 from fivefold.parallel.mesh import Group, Mesh, World
 from fivefold.parallel.saver import Saver
+from fivefold.parallel.tensor import SplitModel
+from fivefold.parallel.tensor_rows import SplitRows
 from fivefold.parallel.zero import Zero
 from fivefold.train.balance import BalanceTracker
 from fivefold.train.checkpoint import load_state, save_state
 from fivefold.train.compute import ComputeModel
+from fivefold.train.data_parallel import SplitCompute
 from fivefold.train.optimizer import HybridOptimizer
 from fivefold.train.step import StepResult, train_step
 
@@ -61,11 +64,11 @@ def test_collectives_of_one_rank_change_nothing(world: World) -> None:
 
 
 def take_steps(
-    compute: ComputeModel | FullyShardedModel,
+    compute: ComputeModel,
     optimizer: HybridOptimizer,
     tracker: BalanceTracker,
     setting: Setting,
-    sharding: Zero | FullyShardedModel | None,
+    sharding: Zero | SplitRows | None,
 ) -> list[StepResult]:
     return [
         train_step(
@@ -97,10 +100,12 @@ def test_training_over_nccl_is_training_without_and_its_state_opens_on_a_cpu(
     mesh = GroupedMesh(ParallelConfig().model_copy(update={"zero": zero}), world)
     model = make_model(setting).to("cuda")
     whole = HybridOptimizer(model.named_parameters(), model.config, config)
-    sharding: Zero | FullyShardedModel
+    sharding: Zero | SplitRows
     if zero == 3:
-        compute = sharding = FullyShardedModel(model, mesh, torch.float64)
-        weights = sharding.model
+        split = SplitModel(model, mesh)
+        shard_weights(split, torch.float64)
+        compute, weights = SplitCompute(split, torch.float64, casts=True), split.model
+        sharding = SplitRows(split)
     else:
         compute, weights = ComputeModel(model, torch.float64), model
         sharding = Zero(dict(model.named_parameters()), dict(model.named_parameters()), mesh)

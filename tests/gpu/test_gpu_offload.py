@@ -23,7 +23,8 @@ from fivefold.parallel import offload
 from fivefold.parallel.host_link import StreamLink
 from fivefold.parallel.offload import Layers
 from fivefold.parallel.offload_ledger import OffloadLedger
-from fivefold.plan.activation_choice import ActivationChoice, choose_treatments
+from fivefold.plan.activation_choice import ActivationChoice
+from fivefold.plan.activation_order import choose_in_order
 from fivefold.train import activations
 from fivefold.train.compute import ComputeModel
 from fivefold.train.config import GradientConfig
@@ -192,12 +193,12 @@ def test_a_bound_is_kept_and_no_bit_changes(
     """At this width a layer is computed again in less time than the link takes for all of it."""
     chosen: list[ActivationChoice] = []
 
-    def choose(*arguments: Any, host_bandwidth: float) -> ActivationChoice:
+    def choose(*arguments: Any, host_bandwidth: float, **fields: Any) -> ActivationChoice:
         bandwidth = 1e15 if is_fast else host_bandwidth
-        chosen.append(choose_treatments(*arguments, host_bandwidth=bandwidth))
+        chosen.append(choose_in_order(*arguments, host_bandwidth=bandwidth, **fields))
         return chosen[-1]
 
-    monkeypatch.setattr(activations, "choose_treatments", choose)
+    monkeypatch.setattr(activations, "choose_in_order", choose)
     model, rows = wide(12), rows_of(1, 16_384)
     with plain_memory():
         everything = peak_of(model, rows, activation_bytes=10**12)[1]
@@ -219,7 +220,9 @@ def test_bytes_on_paper_bound_those_that_a_gpu_keeps(
     paper: list[Any] = []
     costs = activations.layer_costs
     monkeypatch.setattr(
-        activations, "layer_costs", lambda *args: paper.append(costs(*args)) or paper[-1]
+        activations,
+        "layer_costs",
+        lambda *args, **fields: paper.append(costs(*args, **fields)) or paper[-1],
     )
     shape = preset("small", vocab_size=2048, num_hidden_layers=4, n_routed_experts=8)
     shape = shape.model_copy(update={"index_topk": 128 if indexer == "sparse" else 4096})
@@ -228,7 +231,7 @@ def test_bytes_on_paper_bound_those_that_a_gpu_keeps(
     compute.refresh()
     rows = rows_of(2, 1024)
     language_objective(CONFIG, indexer)(compute.model, rows, rows, 0).total.backward()
-    on_paper = sum(layer.runs * layer.kept_bytes for layer in paper[0])
+    on_paper = sum(layer.runs * layer.kept_bytes for layer in paper[0].values())
     assert 0.6 * on_paper < ledger_of(compute).peak_bytes <= on_paper
 
 

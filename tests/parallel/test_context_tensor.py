@@ -7,7 +7,8 @@ import torch
 from spread_training import Run, gradients_alone, gradients_spread, train_spread
 from team import Team
 from test_batch import make_rows
-from test_zero import EXACT, check_equal, train_alone
+from test_pipeline_training import check_all
+from test_zero import EXACT, train_alone
 from tiny_training import Mode, Setting, furthest, make_model, rows_of_step
 from torch import Tensor
 
@@ -77,8 +78,7 @@ def test_loss_and_all_gradients_equal_one_process(
 def test_five_steps_equal_one_process(four: Team, mode: Mode, config: ParallelConfig) -> None:
     setting = Setting(mode=mode)
     wanted = train_alone(setting, 5)
-    for found in four.run(train_spread, setting, config, 5, seconds=180):
-        check_equal(found, wanted, EXACT)
+    check_all(four.run(train_spread, setting, config, 5, seconds=180), wanted)
 
 
 @pytest.mark.slow
@@ -92,8 +92,7 @@ def test_five_steps_equal_one_process(four: Team, mode: Mode, config: ParallelCo
 def test_five_steps_of_eight_ranks_equal_one_process(eight: Team, config: ParallelConfig) -> None:
     wanted = train_alone(Setting(mode="sparse"), 5)
     setting = Setting(mode="sparse", recompute=True)
-    for found in eight.run(train_spread, setting, config, 5, seconds=300):
-        check_equal(found, wanted, EXACT)
+    check_all(eight.run(train_spread, setting, config, 5, seconds=300), wanted)
 
 
 def train_and_move(world: World, setting: Setting, directory: Path) -> dict[str, Tensor]:
@@ -113,8 +112,7 @@ def train_and_move(world: World, setting: Setting, directory: Path) -> dict[str,
 def test_a_state_moves_to_another_mesh_and_back(four: Team, tmp_path: Path) -> None:
     setting = Setting(mode="sparse")
     wanted = train_alone(setting, 3).weights
-    for found in four.run(train_and_move, setting, tmp_path, seconds=180):
-        assert furthest(found, wanted)[0] <= EXACT
+    assert furthest(four.run(train_and_move, setting, tmp_path, seconds=180)[0], wanted)[0] <= EXACT
 
 
 def probe(world: World, config: ParallelConfig | None, rows: Rows) -> list[Tensor]:

@@ -115,11 +115,12 @@ def prepared(finished: Path, tmp_path: Path) -> Path:
         ("parallel.tp=2",),
         pytest.param(("parallel.dp=2", "parallel.ep=2"), marks=pytest.mark.slow),
         pytest.param(("parallel.cp=2",), marks=pytest.mark.slow),
+        pytest.param(("parallel.fsdp=2", "parallel.tp=2"), marks=pytest.mark.slow),
         pytest.param(
             ("parallel.pp=2", "parallel.schedule=zb_v", "parallel.chunks=2"), marks=pytest.mark.slow
         ),
     ],
-    ids=["dp2", "pp2_dp2", "tp2", "dp2_ep2", "cp2", "pp2_zb_v"],
+    ids=["dp2", "pp2_dp2", "tp2", "dp2_ep2", "cp2", "fsdp2_tp2", "pp2_zb_v"],
 )
 def test_ranks_train_and_export_as_one(
     finished: Path, prepared: Path, mesh: tuple[str, ...]
@@ -268,6 +269,6 @@ def test_a_mesh_without_torchrun_says_how_to_start() -> None:
 
 def test_axes_that_no_training_spreads_over_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "4")
-    refused = pytest.raises(ConfigError, match=r"without `tp=2` beside `fsdp`")
-    with refused, joined(ParallelConfig(fsdp=2, tp=2), "cpu"):
+    refused = pytest.raises(ConfigError, match=r"`zero` 1 or 2, or `fsdp`, with `tp=2`")
+    with refused, joined(ParallelConfig(dp=2, tp=2, zero=0), "cpu"):
         pass

@@ -54,6 +54,9 @@ def read(run: Path, stage: str) -> dict[tuple[int, str], float]:
         {"pp": 2, "dp": 2, "ep": 2},
         {"pp": 2, "tp": 2},
         {"pp": 2, "cp": 2},
+        {"fsdp": 2, "cp": 2},
+        {"fsdp": 2, "tp": 2, "ep": 2},
+        {"pp": 2, "fsdp": 2},
     ],
     ids=str,
 )

@@ -27,7 +27,6 @@ def coordinates(config: ParallelConfig) -> list[dict[str, int]]:
 def test_groups_are_the_ranks_that_differ_on_their_axes_alone(
     dp: int, fsdp: int, tp: int, cp: int, pp: int, axes: set[str]
 ) -> None:
-    assume(pp == 1 or fsdp == 1)  # no stage of a pipeline shards its weights
     config = ParallelConfig(dp=dp, fsdp=fsdp, tp=tp, cp=cp, pp=pp)
     places = coordinates(config)
     table = rank_table(config, *axes)
@@ -44,6 +43,22 @@ def test_expert_groups_are_neighbours_within_a_pipeline_stage() -> None:
     config = ParallelConfig(pp=2, dp=2, tp=2, ep=2)
     assert rank_table(config, "ep") == [(0, 1), (2, 3), (4, 5), (6, 7)]
     assert rank_table(config, "edp") == [(0, 2), (1, 3), (4, 6), (5, 7)]
+
+
+@given(SIZES, st.sampled_from((1, 2, 4, 6)), SIZES, SIZES, st.integers(1, 12))
+def test_experts_are_sharded_among_ranks_along_fsdp_that_hold_the_same(
+    dp: int, fsdp: int, cp: int, tp: int, ep: int
+) -> None:
+    assume(dp * fsdp * cp * tp % ep == 0)
+    config = ParallelConfig(dp=dp, fsdp=fsdp, cp=cp, tp=tp, ep=ep)
+    alike = [set(ranks) for ranks in rank_table(config, "edp")]
+    along = [set(ranks) for ranks in rank_table(config, "fsdp")]
+    same = {frozenset(ranks & line) for ranks in alike for line in along if ranks & line}
+    found = [*map(frozenset, rank_table(config, "efsdp"))]
+    assert {len(ranks) for ranks in found} == {config.expert_shards}
+    # Where they do not come round evenly, each rank keeps its own.
+    is_even = len({len(ranks) for ranks in same}) == 1
+    assert set(found) == (same if is_even else {frozenset({rank}) for rank in range(config.size)})
 
 
 @given(SIZES, SIZES, st.integers(1, 2), st.sampled_from((1, 2, 3, 4, 6)))

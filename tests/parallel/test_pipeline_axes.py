@@ -138,6 +138,18 @@ def test_a_step_with_one_row_for_eight_ranks_equals_one_process(eight: Team, nam
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("mode", ["dense", "warm_up", "sparse"])
+@pytest.mark.parametrize("name", ["tp", "ep"])
+def test_stages_whose_gradients_leave_early_equal_one_process(
+    four: Team, mode: Mode, name: str
+) -> None:
+    setting = Setting(mode=mode)
+    fields = {"zero": 2, "schedule": "interleaved", "chunks": 3, "bucket_bytes": 2**15}
+    found = four.run(train_spread, setting, FOUR[name].model_copy(update=fields), 5, seconds=180)
+    check_all(found, train_alone(setting, 5))
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("zero", [0, 2])
 def test_context_ranks_share_rows_at_every_stage_of_zero(four: Team, zero: int) -> None:
     setting = Setting(mode="sparse")

@@ -13,14 +13,14 @@ from tiny_training import TINY, Mode, Setting, make_model
 
 from fivefold.errors import ConfigError
 from fivefold.models.convert import write_checkpoint
+from fivefold.parallel.build import ReleasedWeights, build_model
 from fivefold.parallel.config import ParallelConfig
 from fivefold.parallel.mesh import Mesh, World
-from fivefold.parallel.pipeline.build import ReleasedWeights
 from fivefold.parallel.pipeline.placement import place_stages
 from fivefold.parallel.pipeline.rolling import RollingLedger
 from fivefold.recipes.launch import split_overrides
 from fivefold.stage import OneProcess
-from fivefold.train.piped import PipedModel, build_model
+from fivefold.train.piped import PipedModel
 
 pytestmark = pytest.mark.dist
 
@@ -273,7 +273,7 @@ def test_a_last_step_with_fewer_rows_than_ranks_equals_one_process(
     check_all(team.run(train_one_conversation, setting, config), wanted)
 
 
-@pytest.mark.parametrize("refused", ["zero=3", "fsdp=2", "schedule=round_robin"])
+@pytest.mark.parametrize("refused", ["zero=3", "schedule=round_robin"])
 def test_what_a_pipeline_cannot_do_is_refused(refused: str) -> None:
     with pytest.raises(ConfigError, match=r"`zero=\d`|`schedule=round_robin`"):
         split_overrides(["parallel.pp=2", f"parallel.{refused}"])

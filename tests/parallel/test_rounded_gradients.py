@@ -56,7 +56,12 @@ def gradients_and_parts(
         loss = setting.objective(compute.model, part, rows, 0, spreading.context).total
         loss.backward()
         for name, parameter in compute.model.named_parameters():
-            if parameter.grad is not None and parameter.shape == sharding.shapes[name]:
+            # FSDP2 has summed its gradients when the backward ends.
+            if (
+                config.zero_stage < 3
+                and parameter.grad is not None
+                and parameter.shape == sharding.shapes[name]
+            ):
                 parts[name] = parameter.grad.double() + parts.get(name, 0.0)
         compute.collect()
         sharding.collect()
@@ -86,6 +91,11 @@ def distance(found: Tensor, exact: Tensor) -> float:
         pytest.param("warm_up", ParallelConfig(cp=2, cp_form="heads"), marks=pytest.mark.slow),
         ("dense", ParallelConfig(cp=2, tp=2, ep=4)),
         pytest.param("dense", ParallelConfig(tp=4), marks=pytest.mark.slow),
+        ("dense", ParallelConfig(fsdp=2, ep=2)),
+        pytest.param("dense", ParallelConfig(fsdp=2, tp=2), marks=pytest.mark.slow),
+        pytest.param(
+            "warm_up", ParallelConfig(fsdp=2, cp=2, cp_form="heads"), marks=pytest.mark.slow
+        ),
     ],
 )
 def test_rounded_gradients_are_as_exact_as_in_one_process(
@@ -105,6 +115,8 @@ def test_rounded_gradients_are_as_exact_as_in_one_process(
             # A partial sum is rounded once more on its way.
             limit = 2 * distance(alone[name], value) + ROUNDING / 8
             assert distance(found[name], value) <= limit, name
+    if config.zero_stage == 3:
+        return
     # What ranks have rounded meets in fp32.
     own = [parts for _, _, parts in results]
     sums = {name: torch.stack([parts[name] for parts in own]).sum(0) for name in own[0]}

@@ -11,8 +11,10 @@ from fivefold.errors import ConfigError
 from fivefold.models.transformer import Transformer
 from fivefold.ops.chunked_cross_entropy import IGNORED, chunked_loss_and_logprobs
 from fivefold.parallel.config import ParallelConfig
+from fivefold.parallel.fsdp import shard_weights
 from fivefold.parallel.mesh import ALONE, Mesh, World
-from fivefold.parallel.tensor import SplitModel, check_divides, cut_of
+from fivefold.parallel.part import cut_of
+from fivefold.parallel.tensor import SplitModel, check_divides
 from fivefold.parallel.tensor_rows import SplitRows
 from fivefold.parallel.vocabulary import vocabulary_loss_and_logprobs
 
@@ -129,16 +131,36 @@ def test_forward_equals_one_process(pair: Team, mode: str) -> None:
 
 
 def whole_again(world: World, config: ParallelConfig) -> bool:
-    plain = make_model(Setting())
+    """Look at the plain model twice, then take parts from what the first training has left."""
+    mesh, plain = Mesh(config, world), make_model(Setting())
     before = {name: value.clone() for name, value in plain.state_dict().items()}
-    split = SplitModel(plain, Mesh(config, world))
-    split.release()
-    assert all(value.numel() == 0 for value in plain.parameters())
-    split.materialise()
-    return all(torch.equal(value, before[name]) for name, value in plain.state_dict().items())
+    for _ in range(2):
+        split = SplitModel(plain, mesh)
+        if config.fsdp > 1:
+            shard_weights(split, torch.float64)
+        for _ in range(2):
+            assert all(value.is_meta for value in plain.parameters())
+            split.materialise()
+            seen = plain.state_dict()
+            names = [name for name, value in seen.items() if not value.is_meta]
+            assert all(torch.equal(seen[name], before[name]) for name in names)
+            assert mesh.is_first or not any(name in split.shapes for name in names)
+            assert not mesh.is_first or names == list(before)
+            split.release()
+        split.materialise()
+        split.close()
+    return True
 
 
-@pytest.mark.parametrize("config", [ParallelConfig(tp=4), ParallelConfig(dp=2, tp=2, ep=2)])
+@pytest.mark.parametrize(
+    "config",
+    [
+        ParallelConfig(tp=4),
+        ParallelConfig(dp=2, tp=2, ep=2),
+        ParallelConfig(fsdp=2, tp=2, ep=2),
+        ParallelConfig(fsdp=4, ep=2),
+    ],
+)
 def test_parts_make_the_whole(four: Team, config: ParallelConfig) -> None:
     assert four.run(whole_again, config) == [True] * 4
 
@@ -151,8 +173,8 @@ def test_ranks_that_cannot_share_are_refused() -> None:
 
 
 def test_another_zero_stage_is_refused() -> None:
-    split = SplitModel(make_model(Setting()), Mesh(ParallelConfig(zero=2), ALONE))
-    with pytest.raises(ConfigError, match=r"`parallel.zero=1` with `tp` or `ep`"):
+    split = SplitModel(make_model(Setting()), Mesh(ParallelConfig(zero=0), ALONE))
+    with pytest.raises(ConfigError, match=r"`parallel.zero` 1 or 2 with `tp` or `ep`"):
         SplitRows(split)
 
 

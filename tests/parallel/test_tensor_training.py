@@ -3,20 +3,24 @@
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import torch
 from spread_training import Run, gradients_alone, gradients_spread, train_spread
 from team import Team
-from test_zero import EXACT, Trained, check_equal, train_alone
+from test_pipeline_training import check_all
+from test_zero import EXACT, Trained, train_alone
 from tiny_training import TINY, TOKENS, Mode, Setting, furthest, make_model, rows_of_step
 from torch import Tensor
 
 from fivefold.models.transformer import BlockOutput
 from fivefold.parallel.config import ParallelConfig
 from fivefold.parallel.mesh import Mesh, World
-from fivefold.parallel.tensor import cut_of
+from fivefold.parallel.part import cut_of
+from fivefold.parallel.tensor_rows import SplitRows
 from fivefold.train.batch import label_counts
+from fivefold.train.step import own_microbatches
 
 pytestmark = [pytest.mark.dist, pytest.mark.slow]
 
@@ -78,15 +82,68 @@ def test_loss_and_all_gradients_equal_one_process(
 def test_five_steps_equal_one_process(pair: Team, four: Team, mode: Mode, mesh: str) -> None:
     setting = Setting(mode=mode)
     wanted = train_alone(setting, 5)
-    for found in team_of(mesh, pair, four).run(train_spread, setting, MESHES[mesh], 5):
-        check_equal(found, wanted, EXACT)
+    check_all(team_of(mesh, pair, four).run(train_spread, setting, MESHES[mesh], 5), wanted)
+
+
+class Early(NamedTuple):
+    """What became of gradients that leave as the backward makes them."""
+
+    trained: Trained
+    peak_bytes: int
+    whole_bytes: int
+    """Of all gradients that this rank makes and other ranks update in part."""
+    sent_bytes: float
+    """Of the gradients of a step."""
+
+
+def train_early(world: World, setting: Setting, config: ParallelConfig) -> Early:
+    mesh = Mesh(config, world)
+    run = Run(mesh, setting)
+    trained = run.take_steps(range(4))
+    spreading = run.spreading
+    rows = spreading.sharding
+    assert isinstance(rows, SplitRows)
+    peak = 0 if rows.stream is None else rows.stream.peak_bytes
+    apart = [part for name, part in rows.parts.items() if rows.rows[name] is not part]
+    mesh.ledger.reset()
+    for part in own_microbatches(rows_of_step(0), setting.microbatch_rows, mesh.data):
+        assert part is not None, "rows divide among ranks"
+        setting.objective(spreading.compute.model, part, rows_of_step(0), 0).total.backward()
+        spreading.compute.collect()
+        rows.collect()
+    rows.finish()
+    sent = mesh.ledger.sent_bytes("all_to_all", "dp+fsdp+cp+tp")
+    return Early(run.end(trained), peak, sum(part.nbytes for part in apart), sent)
+
+
+@pytest.mark.parametrize(
+    ("mode", "mesh"),
+    [("dense", "dp2_tp2_ep4"), ("sparse", "dp2_tp2"), ("warm_up", "dp2_tp2"), ("sparse", "tp2")],
+)
+def test_gradients_that_leave_early_are_never_whole(
+    pair: Team, four: Team, mode: Mode, mesh: str
+) -> None:
+    setting, team = Setting(mode=mode), team_of(mesh, pair, four)
+    config = MESHES[mesh].model_copy(update={"bucket_bytes": 2**15})
+    late = team.run(train_early, setting, config, seconds=180)
+    found = team.run(train_early, setting, config.model_copy(update={"zero": 2}), seconds=180)
+    wanted = train_alone(setting, 4)
+    microbatches = len(rows_of_step(0).ids) // config.data // setting.microbatch_rows
+    check_all([early.trained for early in found], wanted)
+    for early, one in zip(found, late, strict=True):
+        assert one.peak_bytes == 0
+        # One fills while two travel; a parameter above the limit is a bucket alone.
+        largest = max(8 * math.prod(shape) for shape in shapes_of(setting).values())
+        assert 0 < early.peak_bytes <= 4 * max(2**15, largest)
+        if mode != "warm_up":
+            assert early.peak_bytes < early.whole_bytes / 2
+        assert early.sent_bytes == microbatches * one.sent_bytes > 0
 
 
 def test_recomputed_blocks_exchange_again(four: Team) -> None:
     setting = Setting(mode="sparse", recompute=True)
     wanted = train_alone(setting, 1)
-    for found in four.run(train_spread, setting, MESHES["dp2_tp2_ep4"], 1):
-        check_equal(found, wanted, EXACT)
+    check_all(four.run(train_spread, setting, MESHES["dp2_tp2_ep4"], 1), wanted)
 
 
 def test_a_copy_in_bf16_computes_on_the_same_ranks(pair: Team) -> None:
@@ -103,14 +160,14 @@ def test_a_state_goes_on_on_another_mesh(
     setting = Setting()
     wanted = train_alone(setting, 4)
     four.run(train_saved, setting, MESHES[first], (0, 2), tmp_path)
-    for found in four.run(train_saved, setting, MESHES[second], (2, 4), tmp_path):
-        assert furthest(found, wanted.weights)[0] <= EXACT
+    found = four.run(train_saved, setting, MESHES[second], (2, 4), tmp_path)
+    assert furthest(found[0], wanted.weights)[0] <= EXACT
 
 
 def train_saved(
     world: World, setting: Setting, config: ParallelConfig, steps: tuple[int, int], directory: Path
 ) -> dict[str, Tensor]:
-    """Take some steps from the saved state on, save, and return the whole weights."""
+    """Take some steps from the saved state on, save, and return the weights, the first rank all."""
     run = Run(Mesh(config, world), setting)
     if steps[0]:
         run.load(directory)
@@ -188,6 +245,7 @@ def gradient_bytes(
 def test_a_nan_on_one_rank_skips_the_step_on_all(pair: Team) -> None:
     setting = Setting()
     before = train_alone(setting, 1)
-    for found in pair.run(train_spoilt, setting, MESHES["tp2_ep2"]):
-        assert [result.is_skipped for result in found.results] == [False, True]
-        assert furthest(found.weights, before.weights)[0] <= EXACT
+    found = pair.run(train_spoilt, setting, MESHES["tp2_ep2"])
+    for one in found:
+        assert [result.is_skipped for result in one.results] == [False, True]
+    assert furthest(found[0].weights, before.weights)[0] <= EXACT

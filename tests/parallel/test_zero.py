@@ -1,4 +1,4 @@
-"""Data parallelism with ZeRO 0 to 2 against one process: gradients, steps, bytes, memory."""
+"""Data parallelism with ZeRO 0 to 3 against one process: gradients, steps, bytes, memory."""
 
 import functools
 import math
@@ -11,14 +11,17 @@ from tiny_training import Mode, Setting, copies, furthest, make_model, rows_of_s
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from fivefold.models.transformer import BlockOutput
+from fivefold.models.transformer import BlockOutput, Transformer
 from fivefold.parallel.config import ParallelConfig
-from fivefold.parallel.fsdp import FullyShardedModel
+from fivefold.parallel.fsdp import shard_weights
 from fivefold.parallel.mesh import ALONE, Mesh, World
 from fivefold.parallel.row_shard import padded_elements
+from fivefold.parallel.tensor import SplitModel
+from fivefold.parallel.tensor_rows import SplitRows
 from fivefold.parallel.zero import Zero
 from fivefold.train.balance import BalanceTracker
 from fivefold.train.compute import ComputeModel
+from fivefold.train.data_parallel import SplitCompute
 from fivefold.train.optimizer import HybridOptimizer
 from fivefold.train.step import StepResult, own_microbatches, train_step
 
@@ -70,9 +73,10 @@ def train_together(
     model = make_model(setting)
     dtype = getattr(torch, setting.config.compute_dtype)
     whole = HybridOptimizer(model.named_parameters(), model.config, setting.config.optimizer)
+    split = None
     if config.zero_stage == 3:
-        compute = sharding = FullyShardedModel(model, mesh, dtype)
-        tracker = BalanceTracker(sharding.model)
+        split, compute, sharding = open_sharded(model, mesh, dtype)
+        tracker = BalanceTracker(split.model)
     else:
         compute = ComputeModel(model, dtype)
         computed = dict(compute.model.named_parameters())
@@ -100,11 +104,20 @@ def train_together(
     sent = {op: mesh.ledger.sent_bytes(op) for op, _ in mesh.ledger.totals}
     state = {n: _whole(t) for n, t in optimizer.state_dict().items()}
     peak = 0
-    if isinstance(sharding, FullyShardedModel):
-        sharding.materialise()
-    else:
-        peak = sharding.peak_bucket_bytes
-    return Trained(results, copies(model.state_dict()), state, sent, peak)
+    if sharding.stream is not None:
+        peak = sharding.stream.peak_bytes
+    left = (model if split is None else split.model).state_dict()
+    weights = {name: _whole(tensor) for name, tensor in left.items()}
+    return Trained(results, weights, state, sent, peak)
+
+
+def open_sharded(
+    model: Transformer, mesh: Mesh, dtype: torch.dtype
+) -> tuple[SplitModel, SplitCompute, SplitRows]:
+    """Share the weights as `train.data_parallel` does."""
+    split = SplitModel(model, mesh)
+    shard_weights(split, dtype)
+    return split, SplitCompute(split, dtype, casts=True), SplitRows(split)
 
 
 def _spoil(_: object, __: object, output: BlockOutput) -> BlockOutput:
@@ -248,6 +261,7 @@ def test_bytes_are_those_of_the_formulas(pair: Team, four: Team, zero: int, rank
         assert result.sent_bytes["all_gather"] == once
         assert result.sent_bytes["all_reduce"] < 4000
         # Stage 2 fills buckets while at most two travel.
+        assert bool(result.peak_bucket_bytes) == (zero == 2)
         assert result.peak_bucket_bytes <= 4 * (2**16 + largest_bytes(shapes))
 
 
@@ -286,7 +300,7 @@ def measure_bytes(world: World, setting: Setting, config: ParallelConfig) -> dic
     model = make_model(setting)
     whole = HybridOptimizer(model.named_parameters(), model.config, setting.config.optimizer)
     if config.zero_stage == 3:
-        compute = sharding = FullyShardedModel(model, mesh, torch.float32)
+        _, compute, sharding = open_sharded(model, mesh, torch.float32)
     else:
         compute = ComputeModel(model, torch.float32)
         computed = dict(compute.model.named_parameters())

@@ -11,11 +11,13 @@ from fivefold.errors import ConfigError
 from fivefold.models.preset import preset
 from fivefold.models.surroundings import IndexerMode
 from fivefold.models.transformer import Block, Transformer
+from fivefold.parallel.pipeline.blank import blank_of
 from fivefold.plan.activation_choice import ActivationBoundError
 from fivefold.train import activations
 from fivefold.train.compute import ComputeModel
 from fivefold.train.config import GradientConfig
 from fivefold.train.losses import language_objective
+from fivefold.train.staged_loss import StagedLanguageLoss
 
 TOKENS = 160
 TINY = preset("nano", vocab_size=99, num_hidden_layers=5, n_routed_experts=4, index_topk=512)
@@ -65,19 +67,21 @@ def test_bound_holds_and_gradients_keep_their_bits(
     assert all(torch.equal(expected[name], found[name]) for name in expected)
 
 
-@pytest.mark.parametrize("indexer", ["frozen", "sparse"])
+@pytest.mark.parametrize(("indexer", "topk"), [("frozen", 512), ("frozen", 32), ("sparse", 32)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_bytes_on_paper_bound_those_that_autograd_keeps(
-    indexer: IndexerMode, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+    indexer: IndexerMode, topk: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shape = TINY.model_copy(update={"index_topk": 32}) if indexer == "sparse" else TINY
+    shape = TINY.model_copy(update={"index_topk": topk})
     paper = []
     costs = activations.layer_costs
     monkeypatch.setattr(
-        activations, "layer_costs", lambda *args: paper.append(costs(*args)) or paper[-1]
+        activations,
+        "layer_costs",
+        lambda *args, **fields: paper.append(costs(*args, **fields)) or paper[-1],
     )
     compute, _ = step(build(shape), indexer, dtype, 10**12)
-    on_paper = sum(layer.runs * layer.kept_bytes for layer in paper[0])
+    on_paper = sum(layer.runs * layer.kept_bytes for layer in paper[0].values())
     assert 0.6 * on_paper < peak(compute) <= on_paper
 
 
@@ -89,6 +93,24 @@ def test_a_smaller_microbatch_is_chosen_for_anew() -> None:
     part = ROWS.part(slice(0, 1))
     language_objective(CONFIG)(compute.model, part, part, 0).total.backward()
     assert again(compute) < before
+
+
+def test_load_of_a_step_is_that_of_its_largest_microbatch() -> None:
+    model = build(TINY)
+    loss = StagedLanguageLoss(TINY, CONFIG)
+    small, large = loss.batches([ROWS.part(slice(0, 1)), ROWS], model)
+    around = small.surround()
+    x_BTD = torch.zeros(1, TOKENS, TINY.hidden_size)
+    # The second row holds two documents, the first one.
+    assert around.visible_BTS is None
+    alone = activations.load_of(x_BTD, around, 1, 64, [small])
+    assert (alone.own, alone.keys, alone.row) == (TOKENS, TOKENS, TOKENS)
+    whole = activations.load_of(x_BTD, around, 1, 512, [small, large, blank_of(small)])
+    assert (whole.own, whole.keys, whole.row) == (2 * TOKENS, 2 * TOKENS, TOKENS)
+    assert whole.has_mask
+    assert not activations.load_of(x_BTD, around, 1, 512, [small]).has_mask
+    shared = activations.load_of(x_BTD[:, : TOKENS // 2], around, 2, 512, [small, large])
+    assert (shared.own, shared.keys) == (TOKENS, 2 * TOKENS)
 
 
 def test_too_small_a_bound_names_the_least() -> None:

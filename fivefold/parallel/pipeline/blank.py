@@ -44,17 +44,22 @@ class SparingObjective:
     def head(
         self, states: Sequence[Tensor], head_WD: Tensor, microbatch: Any, head_loss: HeadLoss
     ) -> Tensor | None:
-        """Return the objective's share; of a blank one zero, for each state to have its gradient.
+        """Return the objective's share; of a blank one zero, for what has a gradient in others.
 
         None where the objective has no loss over the vocabulary, blank or not.
         """
         if isinstance(microbatch, BlankMicrobatch):
-            needs = all(state.requires_grad for state in states)
-            return torch.stack([state.sum() for state in states]).sum() * 0.0 if needs else None
+            if not all(state.requires_grad for state in states):
+                return None
+            return torch.stack([part.sum() for part in (*states, head_WD[:1])]).sum() * 0.0
         return self.objective.head(states, head_WD, microbatch, head_loss)
 
     def auxiliary(self, seen: Seen, microbatch: Any) -> Tensor | None:
-        """Return the objective's share, none of a blank one."""
+        """Return the objective's share; of a blank one zero, for what only indexers learn.
+
+        None where nothing is learned here.
+        """
         if isinstance(microbatch, BlankMicrobatch):
-            return None
+            learned = [loss.total for loss in seen.index_losses]
+            return torch.stack(learned).sum() * 0.0 if learned else None
         return self.objective.auxiliary(seen, microbatch)

@@ -138,7 +138,8 @@ class _Stage(_PipelineStageBase):
         keeper: GradientKeeper | None,
         carries_gradient: bool,
     ) -> None:
-        module = program if isinstance(program, torch.nn.Module) else torch.nn.Module()
+        # torch looks at a module for FSDP2 alone, to gather whole stages; ours gather blocks.
+        module = torch.nn.Module()
         super().__init__(
             module, stage_index, num_stages, device, group.handle, dw_builder=store.take
         )

@@ -32,16 +32,22 @@ class ModelStage(nn.Module):
         part: StagePart,
         objective: StageObjective,
         axis: TensorAxis | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
-        """Take the pieces of `part` out of `model`; `axis` are the tensor ranks that share it."""
+        """Take the pieces of `part` out of `model`; `axis` are the tensor ranks that share it.
+
+        `dtype` is that of what follows the final norm, None: its gain's.
+        """
         super().__init__()
         self.part, self.objective = part, objective
         self.axis = axis or TensorAxis(single())
         self.width = model.config.hidden_size
         self.routers_below = sum(map(model.config.is_moe, range(part.layers.start)))
-        gain = model.norm.weight
-        self.received_dtype = gain.dtype if part.is_normed else model.embed_tokens.weight.dtype
+        normed = dtype or model.norm.weight.dtype
+        self.received_dtype = normed if part.is_normed else model.embed_tokens.weight.dtype
         self.embed_tokens = model.embed_tokens if part.reads_embedding else None
+        # Beside the module, which may stand below another stage's root (`parallel.fsdp`).
+        self.look_up = None if self.embed_tokens is None else self.embed_tokens.__call__
         self.layers = nn.ModuleDict({str(layer): model.layers[layer] for layer in part.layers})
         self.norm = model.norm if part.has_norm else None
         self.mtp = model.mtp if part.mtp_depths else None
@@ -60,8 +66,8 @@ class ModelStage(nn.Module):
         around = microbatch.surround()
         seen = Seen(self.routers_below)
         if self.part.embeds:
-            assert self.embed_tokens is not None, "the first stage holds the embedding"
-            states = (self.embed_tokens(microbatch.ids_BT),)
+            assert self.look_up is not None, "the first stage holds the embedding"
+            states = (self.look_up(microbatch.ids_BT),)
         elif self.part.is_normed:
             # What follows the final norm reads whole rows.
             states = tuple(self.axis.gather(state) for state in states)
@@ -75,9 +81,9 @@ class ModelStage(nn.Module):
             hidden_BTD = self.norm(hidden_BTD)
         states = (hidden_BTD, *drafts)
         if self.mtp is not None:
-            assert self.embed_tokens is not None, "the MTP layer has an embedding beside it"
+            assert self.look_up is not None, "the MTP layer has an embedding beside it"
             for ahead_BT in microbatch.ahead_BT:
-                draft = self.mtp(states[-1], self.embed_tokens(ahead_BT), around)
+                draft = self.mtp(states[-1], self.look_up(ahead_BT), around)
                 states = (*states, draft.state_BTD)
                 seen.mtp_routing += [] if draft.routing is None else [draft.routing]
                 seen.index_losses += [] if draft.index_loss is None else [draft.index_loss]
