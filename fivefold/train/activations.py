@@ -187,7 +187,7 @@ class ActivationBound:
             return load
         masks = load.has_mask, load.gathers
         numbers = load.own, load.keys, load.row, *masks, round(1000 * self._margin)
-        device = self._model.lm_head.weight.device
+        device = self._model.speeds_R.device
         most = all_reduce(torch.tensor(numbers, device=device), self._group, "max").tolist()
         self._margin = most[-1] / 1000
         own, keys, row, has_mask, gathers, _ = most
@@ -312,7 +312,7 @@ def _rank_tokens(
     if mesh.ep > 1:
         chosen = min(expert_margin * chosen, mesh.ep * min(chosen, own_experts))
     routed = load.own * chosen
-    if model.lm_head.weight.device.type == "cpu":
+    if model.speeds_R.device.type == "cpu":
         # `ops.product.common_rows`: to a multiple of 32 or of a sixteenth, never to twice as many.
         routed += min(32 * own_experts + routed / 16, routed)
     return RankTokens(

@@ -120,7 +120,7 @@ def _lay_out(
     context: ContextParallel | None,
 ) -> tuple[Batch, Surroundings]:
     """Return a microbatch as tensors, with a context those of this rank, and who sees whom."""
-    device = model.lm_head.weight.device
+    device = model.speeds_R.device
     batch = make_batch(part, depths, device, keeps_padding=indexer != "frozen")
     places = batch.positions_BT, batch.documents_BT
     if context is None:

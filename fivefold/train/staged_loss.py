@@ -72,7 +72,7 @@ class StagedLanguageLoss:
     def _batch(
         self, part: Rows, model: Transformer, context: ContextParallel | None
     ) -> StagedBatch:
-        device, keeps_padding = model.lm_head.weight.device, self.indexer != "frozen"
+        device, keeps_padding = model.speeds_R.device, self.indexer != "frozen"
         batch = make_batch(part, self.depths, device, keeps_padding=keeps_padding)
         places = batch.positions_BT, batch.documents_BT
         if context is None:

@@ -95,11 +95,11 @@ def train_step(
     else:
         measured = _run_whole(compute, balance, objective, parts, rows, tokens_before, sharding)
         if len(rows.ids) < group.size:
-            measured = _all_names(measured, everyone, compute.model.lm_head.weight.device)
+            measured = _all_names(measured, everyone, compute.model.speeds_R.device)
     if sharding is not None:
         sharding.finish()
         if combine is None:
-            combine = _combine(sharding.shard_group, compute.model.lm_head.weight.device)
+            combine = _combine(sharding.shard_group, compute.model.speeds_R.device)
     norms = clip_gradients(optimizer.parameter_groups, config.clip_norm, combine, apart)
     lr = learning_rate(tokens_before + rows.ids[:, 1:].size, config)
     is_finite = all(math.isfinite(norm) for norm in norms.values())
