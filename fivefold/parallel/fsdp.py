@@ -49,6 +49,8 @@ def shard_weights(
     stand on the meta device until they are sharded.
     """
     model, mesh = split.model, split.mesh
+    # All ranks ask in the same order, whatever their layers.
+    groups = mesh.group("fsdp"), mesh.group(_EXPERTS)
     embedding = model.embed_tokens
     policy, whole = MixedPrecisionPolicy(), set[nn.Parameter]()
     if dtype != embedding.weight.dtype:
@@ -76,7 +78,6 @@ def shard_weights(
                 delattr(later, name)
     for root in roots:
         split.units += [sharder.shard(unit, policy) for unit in [*_units(root), root]]
-    groups = mesh.group("fsdp"), mesh.group(_EXPERTS)
     for name in split.shapes:
         if isinstance(model.get_parameter(name), DTensor):
             split.shards[name] = groups[".experts." in name]

@@ -8,6 +8,7 @@ Surprise: routers and index heads are held by all ranks along `fsdp` until `para
 the model. In a lower precision they stay whole, and which precision it is nobody knows before.
 """
 
+import functools
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -82,9 +83,14 @@ def cut_of(name: str, shape: tuple[int, ...], config: ParallelConfig, rank: int)
     size = config.ep if axis == "ep" else config.tp
     if size == 1:
         return None
-    ranks = next(table for table in rank_table(config, axis) if rank in table)
-    rows = RowShard((shape[dim],), size, ranks.index(rank)).rows
+    rows = RowShard((shape[dim],), size, _place_along(config, axis, rank)).rows  # pyright: ignore[reportArgumentType]  # frozen
     return Cut(axis, dim, rows.start, rows.stop)
+
+
+@functools.lru_cache(maxsize=2**16)
+def _place_along(config: ParallelConfig, axis: str, rank: int) -> int:
+    """Return the place of a rank of the world in its group; asked for every parameter."""
+    return next(table.index(rank) for table in rank_table(config, axis) if rank in table)
 
 
 def box_of(cut: Cut | None, shape: tuple[int, ...]) -> Box:
@@ -101,8 +107,8 @@ def held_box(name: str, shape: tuple[int, ...], config: ParallelConfig, rank: in
     if config.zero_stage != 3 or is_sharded_late(name):
         return box
     axis = "efsdp" if ".experts." in name else "fsdp"
-    ranks = next(table for table in rank_table(config, axis) if rank in table)
-    return box.run(len(ranks), ranks.index(rank))
+    ranks = config.expert_shards if axis == "efsdp" else config.fsdp
+    return box.run(ranks, _place_along(config, axis, rank))  # pyright: ignore[reportArgumentType]  # frozen
 
 
 def is_sharded_late(name: str) -> bool:

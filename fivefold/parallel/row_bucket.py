@@ -117,7 +117,8 @@ class RowBucket:
             for name in self.names:
                 piece = self.piece(name, holder, updater)
                 end = begin + math.prod(piece.shape)
-                places[name].append((slice(begin, end), piece))
+                if end > begin:
+                    places[name].append((slice(begin, end), piece))
                 begin = end
             counts.append(begin - first)
         return places, counts

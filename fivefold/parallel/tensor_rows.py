@@ -209,8 +209,10 @@ class SplitRows:
 
     def _first_holders(self, name: str) -> set[int]:
         """Return the ranks that together hold each part of a parameter once."""
-        boxes = [boxes[name] for boxes in self._boxes]
-        return {boxes.index(box) for box in boxes}
+        first: dict[str, int] = {}
+        for rank, boxes in enumerate(self._boxes):
+            first.setdefault(repr(boxes[name]), rank)  # slices have no hash
+        return set(first.values())
 
     def _reduced(self, bucket: RowBucket, before: Tensor | None = None) -> Tensor:
         """Sum one bucket of gradients over the ranks, add it to `before`, and drop it."""

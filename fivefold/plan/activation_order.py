@@ -123,14 +123,16 @@ def choose_in_order(
         if peak <= bound_bytes:
             choice = found
         elif grown == (runs, reserved):
-            # More moved runs are there at once than the knapsack reckons with.
-            reserved += peak - bound_bytes
+            # More moved runs are there at once than the knapsack reckons with. What it thought to
+            # have left is taken away too, or it would find the same again and again.
+            reserved += max(peak - bound_bytes, peak - found.held_bytes - reserved)
         else:
             runs, reserved = grown
     choice = walk.without_needless(choice, bound_bytes)
     if choice.held_bytes > bound_bytes:
         raise ActivationBoundError(
-            expected=f"room for {choice.held_bytes:,.0f} bytes of activations at least",
+            expected=f"room for {math.ceil(choice.held_bytes):,} bytes of activations, the least "
+            "that was found",
             found=f"a bound of {bound_bytes:,.0f} bytes",
             fix="Raise the bound, take fewer or shorter rows in a microbatch, or, where a schedule "
             "puts weight gradients off, set `parallel.deferred_bytes` lower",

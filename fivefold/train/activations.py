@@ -28,7 +28,7 @@ from fivefold.parallel.context.attention import ContextSurroundings
 from fivefold.parallel.mesh import Group, Mesh, single
 from fivefold.parallel.offload import Offloader, blocks_by_layer
 from fivefold.parallel.pipeline.blank import BlankMicrobatch
-from fivefold.plan.activation_choice import ActivationChoice, LayerCost
+from fivefold.plan.activation_choice import ActivationBoundError, ActivationChoice, LayerCost
 from fivefold.plan.activation_order import RankOrder, choose_in_order, pass_order
 from fivefold.plan.chain import model_pieces
 from fivefold.plan.config import Precision, TrainingRun
@@ -127,7 +127,7 @@ class ActivationBound:
         load = self._agreed(load_of(x_BTD, around, self._config.tp, topk, self._step))
         key = load, len(self._order.events), self._margin
         if key not in self.choices:
-            self.choices[key] = self._choose(load, x_BTD)
+            self.choices[key] = self._choose(load, x_BTD, key)
         choice, layers = self.choices[key], dict.fromkeys(self._order.layers)
         treated = dict(zip(layers, choice.treatments, strict=True))
         for layer, treatment in treated.items():
@@ -135,7 +135,7 @@ class ActivationBound:
         moving = [layer for layer, treatment in treated.items() if treatment.move]
         self._offloader.move(moving, choice.window)
 
-    def _choose(self, load: Load, x_BTD: Tensor) -> ActivationChoice:
+    def _choose(self, load: Load, x_BTD: Tensor, key: tuple[Load, int, float]) -> ActivationChoice:
         hardware = find_hardware_of(x_BTD.device)
         costs = layer_costs(
             self._model,
@@ -148,13 +148,21 @@ class ActivationBound:
             received=self._received,
             defers=self._defers,
         )
-        choice = choose_in_order(
-            costs,
-            self._order,
-            self._bound_bytes,
-            host_bandwidth=None if hardware is None else hardware.host_bandwidth,
-            deferred_limit_bytes=self._config.deferred_bytes,
-        )
+        try:
+            choice = choose_in_order(
+                costs,
+                self._order,
+                self._bound_bytes,
+                host_bandwidth=None if hardware is None else hardware.host_bandwidth,
+                deferred_limit_bytes=self._config.deferred_bytes,
+            )
+        except ActivationBoundError:
+            before = [self.choices[one] for one in self.choices if one[:2] == key[:2]]
+            if not before:
+                raise
+            # Rows that came once need not come again: training goes on, and what is held is told.
+            logger.warning("no treatment keeps `activation_bytes` with as many rows: it stays")
+            return before[-1]
         logger.info(
             "%s of %d tokens on this rank: layers %s, at most %s of activations",
             f"{len(self._step)} microbatches" if self._step else "a microbatch",
@@ -173,7 +181,7 @@ class ActivationBound:
         remedy = "lower it by as much to stay below"
         if self._config.ep > 1:
             self._margin *= max(peak / self._bound_bytes, _LEAST_GROWTH)
-            remedy = "more rows came to its experts than it had reckoned with, and it does now"
+            remedy = "most likely more rows came to its experts than it reckoned with; it does now"
         logger.warning(
             "layers on this rank held %s of activations, above the %s of `activation_bytes`: %s",
             format_bytes(peak),

@@ -82,7 +82,8 @@ class LayerTreatment:
             sum(runs.values()),
             model.speeds_R.device,
             window=widest_window(moved, runs),
-            least_bytes=least_bytes,
+            # The bound reckons that all of it leaves.
+            least_bytes=least_bytes if activation_bytes is None else 1,
         )
         if activation_bytes is not None:
             self.bound = ActivationBound(model, dtype, self.offloader, activation_bytes, mesh)

@@ -140,6 +140,12 @@ class PipedModel:
             for s, stage in self.stages.items()
         }
         self._defers = not is_sharded
+        if is_sharded and mesh.is_first and config.schedule not in ("1f1b", "interleaved"):
+            logger.warning(
+                "with `parallel.fsdp` weight gradients are not put off: `%s` runs in its order and "
+                "fills no bubble with them",
+                config.schedule,
+            )
         offloader = self._compute.offloader
         held = None if offloader is None else offloader.ledger
         self._stores = {s: WeightGradientStore(config.deferred_bytes, held) for s in self.stages}

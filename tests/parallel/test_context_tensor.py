@@ -42,8 +42,8 @@ def test_runs_of_a_part_are_those_of_its_tokens() -> None:
 @pytest.mark.parametrize(
     ("mode", "config"),
     [
-        ("warm_up", ParallelConfig(cp=2, tp=2, ep=2)),
         ("sparse", ParallelConfig(cp=2, tp=2, ep=4, cp_form="heads")),
+        pytest.param("warm_up", ParallelConfig(cp=2, tp=2, ep=2), marks=pytest.mark.slow),
         pytest.param("dense", LATENTS, marks=pytest.mark.slow),
         pytest.param("dense", HEADS, marks=pytest.mark.slow),
         pytest.param("warm_up", HEADS, marks=pytest.mark.slow),

@@ -112,7 +112,7 @@ def prepared(finished: Path, tmp_path: Path) -> Path:
     [
         pytest.param(("parallel.dp=2",), marks=pytest.mark.slow),
         ("parallel.pp=2", "parallel.dp=2"),
-        ("parallel.tp=2",),
+        pytest.param(("parallel.tp=2",), marks=pytest.mark.slow),
         pytest.param(("parallel.dp=2", "parallel.ep=2"), marks=pytest.mark.slow),
         pytest.param(("parallel.cp=2",), marks=pytest.mark.slow),
         pytest.param(("parallel.fsdp=2", "parallel.tp=2"), marks=pytest.mark.slow),

@@ -98,7 +98,7 @@ def run_both(
     return moved, kept
 
 
-@pytest.mark.parametrize("mode", ["warm_up", "sparse"])
+@pytest.mark.parametrize("mode", [pytest.param("warm_up", marks=pytest.mark.slow), "sparse"])
 def test_stages_that_move_train_as_stages_that_keep(four: Team, mode: Mode) -> None:
     """The data rank without a row of the last step runs a blank microbatch."""
     setting = Setting(mode=mode, offload=True, microbatch_rows=1)

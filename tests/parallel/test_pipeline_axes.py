@@ -97,6 +97,7 @@ def test_all_gradients_equal_one_process(
     assert seen == wanted.keys()
 
 
+@pytest.mark.slow
 def test_a_training_that_moves_from_mesh_to_mesh_equals_one_process(
     four: Team, tmp_path: Path
 ) -> None:

@@ -5,6 +5,7 @@ Costs are random, tables are those that training runs.
 
 import itertools
 import random
+import re
 from collections.abc import Mapping, Sequence
 
 import pytest
@@ -207,5 +208,10 @@ def test_a_limit_on_what_is_put_off_counts() -> None:
 def test_too_small_a_bound_names_what_is_wanted() -> None:
     _, _, order = rank_case("1f1b", 0)
     costs = random_costs(list(dict.fromkeys(order.layers)), 0)
-    with pytest.raises(ActivationBoundError, match=r"bytes of activations at least.*10 bytes"):
+    with pytest.raises(
+        ActivationBoundError, match="that was found; found a bound of 10 bytes"
+    ) as no:
         choose_in_order(costs, order, 10.0)
+    (least,) = re.findall(r"room for ([\d,]+) bytes", str(no.value))
+    choice = choose_in_order(costs, order, float(least.replace(",", "")))
+    assert choice.held_bytes <= float(least.replace(",", ""))

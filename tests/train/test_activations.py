@@ -13,6 +13,7 @@ from fivefold.models.surroundings import IndexerMode
 from fivefold.models.transformer import Block, Transformer
 from fivefold.parallel.pipeline.blank import blank_of
 from fivefold.plan.activation_choice import ActivationBoundError
+from fivefold.plan.hardware import HARDWARE
 from fivefold.train import activations
 from fivefold.train.compute import ComputeModel
 from fivefold.train.config import GradientConfig
@@ -85,6 +86,19 @@ def test_bytes_on_paper_bound_those_that_autograd_keeps(
     assert 0.6 * on_paper < peak(compute) <= on_paper
 
 
+def test_bound_holds_where_layers_move_and_most_of_their_storages_are_small(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    everything = peak(step(build(TINY), bound=10**12)[0])
+    linked = HARDWARE["h100"].model_copy(update={"host_bandwidth": 1e15})
+    monkeypatch.setattr(activations, "find_hardware_of", lambda device: linked)
+    bound = int(0.75 * everything)
+    compute, _ = step(build(TINY), bound=bound)
+    assert compute.offloader is not None
+    assert compute.offloader.ledger.out_bytes > 0
+    assert peak(compute) <= bound
+
+
 def test_a_smaller_microbatch_is_chosen_for_anew() -> None:
     model = build(TINY)
     roomy, _ = step(build(TINY), bound=10**12)
@@ -114,7 +128,7 @@ def test_load_of_a_step_is_that_of_its_largest_microbatch() -> None:
 
 
 def test_too_small_a_bound_names_the_least() -> None:
-    with pytest.raises(ActivationBoundError, match="bytes of activations at least"):
+    with pytest.raises(ActivationBoundError, match="bytes of activations, the least that was"):
         step(build(TINY), bound=1000)
 
 
