@@ -150,6 +150,7 @@ def gsm8k_row(row: object) -> dict[str, Any]:
             fix="Give the final number after `####`",
         )
     return {
+        **({"id": texts["id"]} if "id" in texts else {}),
         "prompt": question,
         "answer": answer,
         "thinking": _CALCULATOR.sub("", steps).strip(),

@@ -18,7 +18,7 @@ from typing import NamedTuple
 from fivefold.artifact import atomic_write
 from fivefold.envs.config import ProceduralConfig, SolvedConfig
 from fivefold.envs.open_task import open_task
-from fivefold.envs.task import Problem, Task, TaskError
+from fivefold.envs.task import Problem, Task, TaskError, prompt_key
 from fivefold.errors import ConfigError
 from fivefold.text.conversation import write_messages
 
@@ -44,13 +44,15 @@ def write_solved(name: str, config: SolvedConfig, directory: Path, shown: int) -
         TaskError: a problem whose solution the task does not know.
     """
     counts = {"train": 0, "heldout": 0, "repeated": 0}
-    samples, seen = list[dict[str, str]](), set[str]()
+    samples, seen = list[dict[str, str]](), set[tuple[str, bytes]]()
     with atomic_write(directory / f"{name}.jsonl") as partial, partial.open("w") as file:
         for split, problem in _problems(config):
-            if problem.id in seen:
+            # Of two files, or of a function, different problems may have one id.
+            key = problem.id, prompt_key(problem)
+            if key in seen:
                 counts["repeated"] += 1
                 continue
-            seen.add(problem.id)
+            seen.add(key)
             counts[split] += 1
             messages = _conversation(problem, thinks=config.thinks)
             line = {"messages": messages, "split": split, "meta": {"id": problem.id}}

@@ -6,11 +6,14 @@ finite task comes round again, and the pass counts of a problem belong to its `i
 share a baseline only within one `group`, which an index has for itself.
 """
 
+import json
 from dataclasses import dataclass
 from typing import Protocol
 
+import xxhash
+
 from fivefold.errors import FivefoldError
-from fivefold.text.conversation import Conversation, Message
+from fivefold.text.conversation import Conversation, Message, write_messages
 from fivefold.verify.config import VerifierSpec
 
 
@@ -63,6 +66,12 @@ class Task(Protocol):
             TaskError: the problem cannot be made.
         """
         ...
+
+
+def prompt_key(problem: Problem) -> bytes:
+    """Return a digest of all that the policy reads of a problem."""
+    text = json.dumps(write_messages(problem.prompt), ensure_ascii=False)
+    return xxhash.xxh3_128_digest(text.encode("utf-8", "surrogatepass"))
 
 
 def name_group(problem_id: str, index: int) -> str:

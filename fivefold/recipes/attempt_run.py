@@ -9,7 +9,8 @@ learn from and problems worth RL, `sft` fine-tunes the checkpoint on its own rig
 has found out about its problems.
 
 Surprise: some settings of `task` come from `attempts`, as in `fivefold rl` they come from `rl`:
-which problems are tried, so that none of them is held out, and how long a prompt may be.
+which problems are tried, so that none of them is held out, and how long a prompt may be. And what
+passes for `counted` is what passes there.
 """
 
 from collections.abc import Sequence
@@ -19,6 +20,7 @@ from typing import Literal
 from fivefold.config import Config, apply_overrides, validate
 from fivefold.data.choose import ChooseStage
 from fivefold.data.conversation_config import ChooseConfig, ConversationsConfig
+from fivefold.envs.open_task import open_task
 from fivefold.errors import MissingFileError
 from fivefold.models.config import read_config
 from fivefold.recipes.attempt_learn import LearnStage
@@ -29,6 +31,7 @@ from fivefold.recipes.task_length import longest_prompt
 from fivefold.rl.attempt_config import AttemptsConfig, DumpCountsConfig
 from fivefold.rl.attempt_stage import AttemptsStage, DumpCountsStage
 from fivefold.rl.loop_config import RlConfig
+from fivefold.rl.own_task import OwnTaskConfig
 from fivefold.stage import Stage
 from fivefold.train.sft_config import SftConfig
 
@@ -73,7 +76,7 @@ def attempt_stages(
         start,
         looks,
         AttemptsStage("attempts", config, needs={**needs, "task": looks.name}),
-        *([DumpCountsStage("counted", _counted(counted, task.name))] if counted else []),
+        *([DumpCountsStage("counted", _counted(counted, task, looks))] if counted else []),
         ChooseStage("choose", ChooseConfig(take=take), needs=known),
     ]
     limit = read_config(checkpoint).max_position_embeddings
@@ -83,8 +86,14 @@ def attempt_stages(
     configs = apply_overrides({stage.name: stage.config for stage in stages}, overrides)
     demands = _demands(configs["attempts"], rl.update.row_tokens, limit)
     configs["task"] = configs["task"].model_copy(update=demands)
+    if counted:
+        passes = {"pass_reward": configs["attempts"].model_dump()["pass_reward"]}
+        configs["counted"] = configs["counted"].model_copy(update=passes)
     # What is said of these on the command line stands.
-    configs |= apply_overrides({"task": configs["task"]}, mine)
+    configs |= apply_overrides(
+        {name: configs[name] for name in ("task", "counted") if name in configs},
+        [override for override in overrides if override.partition(".")[0] in ("task", "counted")],
+    )
     return [stage.with_config(configs[stage.name]) for stage in stages]
 
 
@@ -101,8 +110,9 @@ def _demands(attempted: Config, row_tokens: int, limit: int) -> dict[str, object
     }
 
 
-def _counted(run: Path, name: str) -> DumpCountsConfig:
+def _counted(run: Path, task: OwnTask, looks: Stage) -> DumpCountsConfig:
     """Return what is counted of a run of `fivefold rl`: the dumps that it has now."""
+    assert isinstance(looks.config, OwnTaskConfig), "the stage is `task`"
     place = run / "rl" / "state" / "rollouts"
     dumps = sorted(place.glob("batch_*.npz"))
     if not dumps:
@@ -111,7 +121,13 @@ def _counted(run: Path, name: str) -> DumpCountsConfig:
             found="none",
             fix="Name the directory of a run of `fivefold rl` with `rl.record.dumps_kept` above 0",
         )
-    return DumpCountsConfig(path=str(place), source=name, dumps_hash=hash_times(dumps))
+    return DumpCountsConfig(
+        path=str(place),
+        source=task.name,
+        # RL's prompts go by the task itself: of `FILE.py:FUNCTION`, by the function alone.
+        aliases=(open_task(looks.config.task).name,),
+        dumps_hash=hash_times(dumps),
+    )
 
 
 def _sft(context_tokens: int) -> SftConfig:

@@ -96,7 +96,7 @@ def repair_group(group: Group, policy: str) -> list[Sample]:
 
 def overlong_penalty(sampled_tokens: int, config: OverlongConfig) -> float:
     """Return the addition to the reward of a response of so many tokens, from -1 to 0."""
-    excess = sampled_tokens - (config.limit_tokens - config.ramp_tokens)
+    excess = sampled_tokens - config.begin_tokens
     return -min(max(excess / config.ramp_tokens, 0.0), 1.0)
 
 

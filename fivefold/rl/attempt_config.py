@@ -57,7 +57,9 @@ class DumpCountsConfig(Config):
     path: str = pydantic.Field(min_length=1)
     """The directory of the dumps, `state/rollouts` of that stage."""
     source: str
-    """Source of its prompts that is counted."""
+    """Source of its prompts that is counted, and name of the file of counts."""
+    aliases: tuple[str, ...] = ()
+    """What that source may also be called there: the first that is found is counted."""
     dumps_hash: str = ""
     """Hash over names, sizes and times of the dumps, so that later ones are counted too."""
     pass_reward: float = 1.0

@@ -7,6 +7,7 @@ dropped would make the batch depend on the order in which judges answer.
 """
 
 import asyncio
+import logging
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
@@ -16,11 +17,14 @@ import numpy as np
 from fivefold.rl.advantage import assign_advantages
 from fivefold.rl.loop_config import LoopConfig
 from fivefold.rl.prompt import Judgement, Prompt, PromptStream
-from fivefold.rl.reason import Judging
+from fivefold.rl.reason import Judging, Reasons
 from fivefold.rl.rollout import Ask, Completer, Rollout, make_rollout, seed_of
 from fivefold.rl.sample import Sample, SampleError, check_synchronous, group_samples
 from fivefold.serve.request import SamplingParams
 from fivefold.serve.worker import Completion
+
+logger = logging.getLogger(__name__)
+_NOT_ASKED = Judgement(None, "scored", "not asked")
 
 Annotate = Callable[[Sequence[Rollout]], Awaitable[list[Rollout]]]
 """Fills what a teacher says of each rollout."""
@@ -35,8 +39,8 @@ class Collected:
     rollouts: list[Rollout]
     """All that could be judged, dropped groups included."""
     counts: Counter[str] = field(default_factory=Counter)
-    """Groups `drawn`, `kept`, `dropped_*` ...; rollouts `invalid`, `infra`, `broken`, `aborted`,
-    `truncated_masked`; refill `rounds`."""
+    """Groups `drawn`, `kept`, `dropped_*` ...; rollouts `invalid`, `infra` (left out where rewards
+    are needed), `broken`, `aborted` (left out), `truncated_masked`; refill `rounds`."""
     has_signal: bool = True
     """Would training on it move anything?"""
     reasons: Counter[str] = field(default_factory=Counter)
@@ -59,12 +63,21 @@ class Collector:
         needs_rewards: bool = True,
         asks_judges: bool = True,
     ) -> None:
-        """Sample through a completer; `needs_rewards` drops rollouts that could not be judged."""
+        """Sample through a completer; `needs_rewards` drops rollouts that could not be judged.
+
+        Where it does not, judges are for the record alone, and are asked no more once
+        `sampling.unjudged_limit` rollouts could not be judged, and fewer could.
+        """
         self._completer, self.stream, self._config, self._seed = completer, stream, config, seed
         self._annotate = annotate
         self._needs_rewards, self._asks_judges = needs_rewards, asks_judges
-        limit = config.sampling.unjudged_limit if needs_rewards else None
-        self._judging = Judging("a rollout", limit)
+        limit = config.sampling.unjudged_limit
+        self._judging = Judging("a rollout", limit, is_record=not needs_rewards)
+
+    @property
+    def reasons(self) -> Reasons:
+        """Why rollouts could not be judged, as far as no batch that was returned says it."""
+        return self._judging.reasons
 
     async def collect(self, version: int) -> Collected:
         """Return the batch that policy `version` samples next.
@@ -122,9 +135,33 @@ class Collector:
         self, prompts: Sequence[Prompt], completions: Sequence[Completion]
     ) -> list[Judgement]:
         if not self._asks_judges:
-            return [Judgement(None, "scored", "not asked")] * len(prompts)
+            return [_NOT_ASKED] * len(prompts)
         pairs = zip(prompts, completions, strict=True)
-        return await asyncio.gather(*(self._judge_one(*pair) for pair in pairs))
+        tasks = [asyncio.ensure_future(self._judge_one(*pair)) for pair in pairs]
+        if self._needs_rewards:
+            return await asyncio.gather(*tasks)
+        return await self._judge_for_the_record(tasks)
+
+    async def _judge_for_the_record(
+        self, tasks: Sequence[asyncio.Future[Judgement]]
+    ) -> list[Judgement]:
+        """Wait for judgements that nothing depends on, as long as most of them can be given."""
+        for judged in asyncio.as_completed(tasks):
+            await judged
+            if self._judging.is_hopeless:
+                break
+        else:
+            return [task.result() for task in tasks]
+        self._asks_judges = False
+        logger.warning(
+            "%d rollouts could not be judged, and fewer could: judges are asked no more, for "
+            "nothing depends on them here",
+            self._judging.failed,
+        )
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+        return [_NOT_ASKED if task.cancelled() else task.result() for task in tasks]
 
     async def _judge_one(self, prompt: Prompt, completion: Completion) -> Judgement:
         if completion.finish == "abort":

@@ -44,6 +44,11 @@ class OverlongConfig(Config):
     ramp_tokens: int = pydantic.Field(default=4096, gt=0)
     """Tokens before the limit over which the penalty grows from 0."""
 
+    @property
+    def begin_tokens(self) -> int:
+        """Sampled tokens up to which there is no penalty."""
+        return self.limit_tokens - self.ramp_tokens
+
     @pydantic.model_validator(mode="after")
     def _check_ramp(self) -> "OverlongConfig":
         if self.ramp_tokens > self.limit_tokens:

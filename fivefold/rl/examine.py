@@ -11,12 +11,12 @@ judged there is none.
 
 import asyncio
 import math
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from typing import NamedTuple
 
 from fivefold.rl.loop_config import LoopConfig
 from fivefold.rl.prompt import Judgement, Prompt
-from fivefold.rl.reason import Judging
+from fivefold.rl.reason import Judging, Reasons
 from fivefold.rl.rollout import Ask, Completer, seed_of
 from fivefold.serve.request import SamplingParams
 from fivefold.serve.worker import Completion
@@ -47,7 +47,7 @@ class Examination(NamedTuple):
     """What an examination found."""
 
     metrics: dict[str, float]
-    """`rl/eval_...`, of all sources together and of each."""
+    """`rl/eval_...`, of all sources that train together and of each source."""
     shown: list[tuple[Prompt, Completion, float | None]]
     """A few answers, for the report."""
 
@@ -56,20 +56,35 @@ class Examiner:
     """Held-out prompts, ready to be answered."""
 
     def __init__(
-        self, completer: Completer, prompts: Sequence[Prompt], config: LoopConfig, seed: int
+        self,
+        completer: Completer,
+        prompts: Sequence[Prompt],
+        config: LoopConfig,
+        seed: int,
+        *,
+        beside: Container[str] = (),
     ) -> None:
-        """Examine on `prompts`, in the way that `config.evaluation` says."""
+        """Examine on `prompts`, in the way that `config.evaluation` says.
+
+        `beside` names sources that do not train: they have no part in the numbers of all together.
+        """
         self._completer, self._prompts, self._config = completer, list(prompts), config
         self._seed = seed
         self._judging = Judging("a held-out answer", config.sampling.unjudged_limit)
+        self._beside = beside
+
+    @property
+    def reasons(self) -> Reasons:
+        """Why held-out answers could not be judged, since it was taken last."""
+        return self._judging.reasons
 
     async def examine(self) -> Examination:
         """Let the policy that the engine serves answer everything.
 
         Raises:
-            UnjudgedError: `sampling.unjudged_limit` answers could not be judged, and fewer could,
-                since the first examination.
+            UnjudgedError: `sampling.unjudged_limit` answers could not be judged, and fewer could.
         """
+        self._judging.begin_anew()
         config = self._config.evaluation
         owners = [prompt for prompt in self._prompts for _ in range(config.rollouts)]
         asks = [
@@ -111,7 +126,7 @@ class Examiner:
     def _measure(self, rewards: dict[str, list[float]]) -> dict[str, float]:
         sources = list(dict.fromkeys(prompt.source for prompt in self._prompts))
         metrics: dict[str, float] = {}
-        parts = {"": self._prompts}
+        parts = {"": [p for p in self._prompts if p.source not in self._beside]}
         for name in sources:
             parts[f"_{name}"] = [p for p in self._prompts if p.source == name]
         least = self._config.evaluation.pass_reward

@@ -13,7 +13,7 @@ import itertools
 import json
 import logging
 from collections import Counter
-from collections.abc import Callable, Hashable, Sequence, Set
+from collections.abc import Callable, Hashable, Iterator, Sequence, Set
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,9 +23,9 @@ from fivefold.artifact import atomic_write
 from fivefold.data.order import permuted_index
 from fivefold.envs.file_task import FileTask
 from fivefold.envs.row import write_row
-from fivefold.envs.task import Problem, Task
+from fivefold.envs.task import Problem, Task, prompt_key
 from fivefold.rl.task_prompt import FAR_AHEAD
-from fivefold.text.conversation import write_messages
+from fivefold.text.tool import parse_json
 
 logger = logging.getLogger(__name__)
 
@@ -58,12 +58,6 @@ class Ahead(NamedTuple):
     """Problems far ahead whose prompts train, or came before."""
     trains: bool
     """Do their prompts train, for no others were found?"""
-
-
-def prompt_key(problem: Problem) -> bytes:
-    """Return a digest of all that the policy reads of a problem."""
-    text = json.dumps(write_messages(problem.prompt), ensure_ascii=False)
-    return xxhash.xxh3_128_digest(text.encode("utf-8", "surrogatepass"))
 
 
 def heldout_rows(task: FileTask, share: float, most: int) -> list[int]:
@@ -112,13 +106,17 @@ def choose_ahead(
 
 
 def split_file(task: FileTask, share: float, most: int, out: Path) -> HeldOut:
-    """Write the usable rows of a file as `train/` and `heldout/`, as they stand."""
+    """Write the usable rows of a file as `train/` and `heldout/`, as they stand.
+
+    A row without an id is given one of its content: its line in these files would be the line of
+    another row once the file has grown.
+    """
     unusable = {fault.line for fault in task.faults}
     lines = enumerate(task.path.read_bytes().split(b"\n"), start=1)
     rows = [line for number, line in lines if line.strip() and number not in unusable]
     heldout = set(heldout_rows(task, share, most))
     parts = {"train": [], "heldout": []}
-    for number, row in enumerate(rows):
+    for number, row in enumerate(_name_rows(rows, task.name)):
         parts["heldout" if number in heldout else "train"].append(row)
     for name, part in parts.items():
         with atomic_write(out / name / task.path.name) as partial:
@@ -128,6 +126,20 @@ def split_file(task: FileTask, share: float, most: int, out: Path) -> HeldOut:
     repeated = sum(count for count in times.values() if count > 1)
     told = f"{repeated} rows share their prompt with another; none of them is held out"
     return HeldOut([["rows held out", len(heldout)]], [told] if repeated else [])
+
+
+def _name_rows(rows: Sequence[bytes], name: str) -> Iterator[bytes]:
+    """Yield rows with ids; equal ones are told apart by how often they came before."""
+    times = Counter[bytes]()
+    for row in rows:
+        if "id" in parse_json(row.decode()):
+            yield row
+            continue
+        content = row.strip()
+        times[content] += 1
+        again = f"-{times[content]}" if times[content] > 1 else ""
+        row_id = json.dumps(f"{name}/{xxhash.xxh3_64_hexdigest(content)}{again}")
+        yield b'{"id": ' + row_id.encode() + b", " + content.removeprefix(b"{")
 
 
 def write_ahead(ahead: Ahead, wanted: int, path: Path) -> HeldOut:

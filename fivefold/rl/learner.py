@@ -18,7 +18,7 @@ from torch import Tensor
 
 from fivefold.models.transformer import Transformer
 from fivefold.rl.algorithm import make_token_loss
-from fivefold.rl.config import AlgorithmConfig
+from fivefold.rl.config import AlgorithmConfig, IcePopConfig
 from fivefold.rl.forward import PolicyForward
 from fivefold.rl.layout import PackedSamples
 from fivefold.rl.loop_config import LoopConfig, UpdateConfig
@@ -55,6 +55,9 @@ class PolicyLearner:
         self.model, self.compute = model, compute
         self._config: UpdateConfig = config.update
         self._algorithm: AlgorithmConfig = config.algorithm
+        # What is counted as outside the window is what IcePop masks; others have GLM-5's.
+        loss = config.algorithm.loss
+        self._beta = loss.beta if isinstance(loss, IcePopConfig) else IcePopConfig().beta
         # The deterministic forward attends to whole documents, as the engine does.
         self._shares_prompts = config.update.shares_prompts and not config.engine.deterministic
         self.optimizer = HybridOptimizer(
@@ -82,7 +85,7 @@ class PolicyLearner:
             for share, packed in zip(shares, packs, strict=True):
                 for number, part in enumerate(packed):
                     old_N = self._forward.logprobs(part, share)
-                    mismatches.append(measure_mismatch(old_N, part.streams))
+                    mismatches.append(measure_mismatch(old_N, part.streams, self._beta))
                     packed[number] = part.with_old(old_N)
         updates = []
         for number, (share, packed) in enumerate(zip(shares, packs, strict=True), start=1):
@@ -131,7 +134,7 @@ class PolicyLearner:
         totals = count_totals(samples)
         token_loss = make_token_loss(self._algorithm)
         if mismatches is not None:
-            token_loss = _watched(token_loss, mismatches)
+            token_loss = _watched(token_loss, mismatches, self._beta)
         self.optimizer.zero_grad()
         self.compute.refresh()
         measured: dict[str, Tensor] = {}
@@ -168,11 +171,13 @@ def split_groups(samples: Sequence[Sample], count: int) -> list[list[Sample]]:
     return [part for part in parts if part]
 
 
-def _watched(token_loss: TokenLossFunction, mismatches: list[Mismatch]) -> TokenLossFunction:
+def _watched(
+    token_loss: TokenLossFunction, mismatches: list[Mismatch], beta: float
+) -> TokenLossFunction:
     """Return the same loss, which also compares what it is given with the engine."""
 
     def watch(logprobs_N: Tensor, streams: Streams) -> TokenLoss:
-        mismatches.append(measure_mismatch(logprobs_N, streams))
+        mismatches.append(measure_mismatch(logprobs_N, streams, beta))
         return token_loss(logprobs_N, streams)
 
     return watch

@@ -19,7 +19,7 @@ from pathlib import Path
 from fivefold.errors import FivefoldError
 from fivefold.rl.collect import Collected, Collector
 from fivefold.rl.dump import write_dump
-from fivefold.rl.examine import Examiner
+from fivefold.rl.examine import Examination, Examiner
 from fivefold.rl.learner import PolicyLearner
 from fivefold.rl.loop_config import LoopConfig
 from fivefold.rl.page import write_page
@@ -28,6 +28,8 @@ from fivefold.rl.progress import (
     add_histogram,
     batch_line,
     count_batch,
+    count_heldout_reasons,
+    count_reasons,
     examination_line,
     note_no_signal,
     note_updates,
@@ -88,32 +90,31 @@ async def run_loop(
         await players.completer.push(progress.version)
     if progress.drawn:
         players.collector.stream.seek(progress.drawn)
-    if progress.batch == 0:
-        await _examine(players, config, context, progress)
-    with context.track("policy", config.batches, "batches") as bar:
-        bar.advance(progress.batch)
-        while progress.batch < config.batches:
-            try:
+    try:
+        # A state is older than the examination of its batch, which may have failed.
+        if _is_moment(progress, config):
+            await _examine(players, config, context, out, progress)
+        with context.track("policy", config.batches, "batches") as bar:
+            bar.advance(progress.batch)
+            while progress.batch < config.batches:
                 values = await take_batch(players, config, context, out, progress)
-            except FivefoldError:
-                write_page(progress, config, out / "page")  # most wanted when nothing is learned
-                raise
-            if _is_moment(progress, config):
-                await _examine(players, config, context, progress)
-                write_page(progress, config, out / "page")
-            is_last = progress.batch == config.batches
-            if progress.batch % config.record.checkpoint_batches == 0 or is_last:
-                learner = players.learner
-                state = progress.model_dump()
-                save_state(
-                    out / "state" / "training",
-                    progress.batch,
-                    learner.model,
-                    learner.optimizer,
-                    state,
-                )
-            bar.advance(1, reward=f"{values.get('rl/reward_mean', float('nan')):.3f}")
+                is_last = progress.batch == config.batches
+                if progress.batch % config.record.checkpoint_batches == 0 or is_last:
+                    _save(players.learner, out, progress)
+                if _is_moment(progress, config):
+                    await _examine(players, config, context, out, progress)
+                bar.advance(1, reward=f"{values.get('rl/reward_mean', float('nan')):.3f}")
+    except FivefoldError:
+        count_reasons(progress, *players.collector.reasons.take())
+        write_page(progress, config, out / "page")  # most wanted when nothing is learned
+        raise
     return progress
+
+
+def _save(learner: PolicyLearner, out: Path, progress: Progress) -> None:
+    directory = out / "state" / "training"
+    state = progress.model_dump()
+    save_state(directory, progress.batch, learner.model, learner.optimizer, state)
 
 
 async def take_batch(
@@ -184,14 +185,23 @@ def _dump(collected: Collected, config: LoopConfig, out: Path, progress: Progres
 
 
 async def _examine(
-    players: Players, config: LoopConfig, context: StageContext, progress: Progress
+    players: Players, config: LoopConfig, context: StageContext, out: Path, progress: Progress
 ) -> None:
-    """Examine the present policy, and keep a few answers for the report."""
-    if not config.evaluation.prompts:
-        return
-    found = await players.examiner.examine()
+    """Examine the present policy, and write the report with a few of its answers."""
+    if config.evaluation.prompts:
+        try:
+            found = await players.examiner.examine()
+        finally:
+            count_heldout_reasons(progress, *players.examiner.reasons.take())
+        _keep_examination(found, players, context, progress)
+    write_page(progress, config, out / "page")
+
+
+def _keep_examination(
+    found: Examination, players: Players, context: StageContext, progress: Progress
+) -> None:
     line = examination_line(progress, found.metrics)
-    context.metrics.write(progress.batch, found.metrics, shown=line)
+    context.metrics.write_once(progress.batch, found.metrics, shown=line)
     for prompt, completion, reward in found.shown:
         judged = "not judged" if reward is None else f"reward {reward:g}"
         label = f"batch {progress.batch}, {judged}"

@@ -56,8 +56,9 @@ class SamplingConfig(Config):
     no_signal_limit: int = pydantic.Field(default=8, ge=1)
     """Batches in a row without any advantage, which are skipped, before the stage stops."""
     unjudged_limit: int = pydantic.Field(default=64, ge=1)
-    """Rollouts, or held-out answers, that could not be judged, and fewer that could, before the
-    stage stops at once: one whose reward hangs takes `verifier.limit_seconds`."""
+    """Rollouts, or held-out answers of one examination, that could not be judged, and fewer that
+    could, before the stage stops at once: one whose reward hangs takes `verifier.limit_seconds`.
+    Where a teacher alone teaches, judges of rollouts are then asked no more."""
     replays_routing: bool = False
     """Train through the experts that the engine chose, not through those of the trainer's own."""
     thinks: bool = True
@@ -153,6 +154,11 @@ class LoopConfig(Config):
         """Rollouts of a prompt; 1 where a teacher alone judges."""
         return self.algorithm.advantage.group_size if self.algorithm.advantage else 1
 
+    @property
+    def needs_rewards(self) -> bool:
+        """Is a rollout without a reward of no use? To a teacher it is."""
+        return self.algorithm.advantage is not None
+
     @pydantic.model_validator(mode="after")
     def _check_whole(self) -> "LoopConfig":
         if self.engine.deterministic and self.update.recompute:
@@ -180,6 +186,15 @@ class LoopConfig(Config):
                 found=f"rows of {self.update.row_tokens} and responses of up to "
                 f"{self.sampling.max_new_tokens} tokens",
                 fix="Raise `update.row_tokens`, or lower `sampling.max_new_tokens`",
+            )
+        overlong = self.algorithm.overlong
+        if overlong is not None and overlong.begin_tokens >= self.sampling.max_new_tokens:
+            raise ConfigError(
+                expected="`algorithm.overlong` to begin within `sampling.max_new_tokens` "
+                f"({self.sampling.max_new_tokens})",
+                found=f"penalties beyond {overlong.begin_tokens} tokens, which no response has",
+                fix="Set `algorithm.overlong.limit_tokens` to the longest response and "
+                "`algorithm.overlong.ramp_tokens` to a part of it, or leave `overlong` out",
             )
         if self.update.updates_per_batch > self.sampling.batch_prompts:
             raise ConfigError(

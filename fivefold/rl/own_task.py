@@ -6,12 +6,13 @@
 
 A run of an hour shall not end on a fault that a problem shows before. All problems that may train
 are made ahead: their prompts must leave room for an answer, and none of them is held out. The first
-ones' own solutions are judged, and so is an answer that says nothing: a reward function that raises
+ones' own solutions are judged, and so are answers that say nothing: a reward function that raises
 there will raise on what an untrained model writes. What is wrong with the task ends the run; what
 is merely unwise is told.
 
-Surprise: rows of a file keep their text, and their number and prompts decide which are held out, so
-that rows added at the end move some of the others to the other side.
+Surprise: rows of a file keep their text (where they have no id, they are given one), and their
+number and prompts decide which are held out, so that rows added at the end move some of the others
+to the other side.
 """
 
 import logging
@@ -28,13 +29,12 @@ from fivefold.config import Config
 from fivefold.envs.config import FunctionTaskConfig, TaskConfig
 from fivefold.envs.file_task import FileTask
 from fivefold.envs.open_task import open_task
-from fivefold.envs.task import Problem, Task, TaskError
+from fivefold.envs.task import Problem, Task, TaskError, prompt_key
 from fivefold.rl.heldout import (
     Ahead,
     HeldOut,
     Row,
     choose_ahead,
-    prompt_key,
     split_file,
     write_ahead,
 )
@@ -49,8 +49,8 @@ from fivefold.verify.verifier import Verifier
 
 logger = logging.getLogger(__name__)
 
-_NOTHING = "?"
-"""An answer that is hardly ever right."""
+_NOTHING = ("?", "")
+"""Answers that are hardly ever right; the empty one is that of a turn that does not end."""
 
 
 class OwnTaskConfig(Config):
@@ -182,24 +182,28 @@ class JudgedAhead:
 
 
 def judge_ahead(problems: list[Problem], verifier: Verifier) -> JudgedAhead:
-    """Judge each problem's own solution, and an answer that says nothing.
+    """Judge each problem's own solution, and answers that say nothing.
 
     Raises:
         TaskError: a solution that cannot be judged, or that is worth no more than saying nothing.
     """
     solved, warnings = 0, dict[str, None]()
     for problem in problems:
-        nothing = verifier.verify(_turn(Message(role="assistant", content=_NOTHING)), problem.spec)
-        if nothing.value is None:
-            warnings[
-                f"the answer `{_NOTHING}` cannot be judged ({nothing.detail}); such rollouts are "
-                "left out and counted, return 0 for what is no answer"
-            ] = None
+        least = -math.inf
+        for text in _NOTHING:
+            nothing = verifier.verify(_turn(Message(role="assistant", content=text)), problem.spec)
+            if nothing.value is None:
+                what = f"the answer `{text}`" if text else "an empty answer"
+                warnings[
+                    f"{what} cannot be judged ({nothing.detail}); such rollouts are left out and "
+                    "counted, return 0 for what is no answer"
+                ] = None
+            else:
+                least = max(least, nothing.value)
         if problem.solution is None:
             continue
         verdict = verifier.verify(_turn(problem.solution), problem.spec)
         # Where saying nothing cannot be judged, a solution's reward has nothing to exceed.
-        least = -math.inf if nothing.value is None else nothing.value
         if verdict.value is None or verdict.value <= least:
             raise _misjudged(problem, verdict)
         solved += 1

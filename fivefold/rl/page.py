@@ -4,13 +4,14 @@ Curves come from `metrics.jsonl`, as those of all stages. The blocks come from t
 and are written at each examination, so that a stage that runs, or was killed, shows what it has.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from fivefold.artifact import write_json
 from fivefold.rl.config import AdvantageConfig, DistillationConfig
 from fivefold.rl.loop_config import LoopConfig
 from fivefold.rl.mismatch import EDGES
-from fivefold.rl.progress import FAILURES, Progress
+from fivefold.rl.progress import Progress, failures_by_outcome
 
 _ONE = EDGES.index(0.0) + 1
 """Bin that begins with a rho of exactly 1."""
@@ -26,7 +27,11 @@ def write_page(progress: Progress, config: LoopConfig, page: Path) -> None:
         write_json(page / "40_rho.json", _rho_block(progress))
     write_json(page / "50_counts.json", _count_block(progress, config))
     if progress.reasons:
-        write_json(page / "51_reasons.json", _reason_block(progress))
+        block = _reason_block("rollouts", progress.reasons, progress.reason_examples)
+        write_json(page / "51_reasons.json", block)
+    if progress.heldout_reasons:
+        found = progress.heldout_reasons, progress.heldout_reason_examples
+        write_json(page / "52_heldout_reasons.json", _reason_block("held-out answers", *found))
 
 
 def _token_block(progress: Progress, config: LoopConfig) -> dict[str, object]:
@@ -122,26 +127,36 @@ def _count_block(progress: Progress, config: LoopConfig) -> dict[str, object]:
         ["groups trained on", counts.get("kept", 0)],
         ["groups dropped: equal rewards", counts.get("dropped_no_variance", 0)],
         ["groups dropped: too few judged", counts.get("dropped_invalid", 0)],
-        *([f"rollouts left out: {name}", counts.get(name, 0)] for name in FAILURES),
+        *(
+            [f"rollouts {words}: {name}", counts.get(name, 0)]
+            for words, names in failures_by_outcome(config).items()
+            for name in names
+        ),
     ]
     return {
         "kind": "table",
         "title": "What became of groups and rollouts",
-        "note": f"Groups of {config.group_size}. A rollout that could not be judged is left out; "
-        "it never counts as reward 0.",
+        "note": f"Groups of {config.group_size}. A rollout that could not be judged "
+        + (
+            "is left out; it"
+            if config.needs_rewards
+            else "stays, for a teacher judges it; its reward"
+        )
+        + " never counts as 0.",
         "columns": ["what", "number"],
         "rows": rows,
     }
 
 
-def _reason_block(progress: Progress) -> dict[str, object]:
-    rows = sorted(progress.reasons.items(), key=lambda item: -item[1])
-    examples = progress.reason_examples
+def _reason_block(
+    what: str, reasons: Mapping[str, int], examples: Mapping[str, str]
+) -> dict[str, object]:
+    rows = sorted(reasons.items(), key=lambda item: -item[1])
     return {
         "kind": "table",
-        "title": "Why rollouts could not be judged",
-        "note": "In the words of the first rollout of each kind; reasons that differ in numbers "
+        "title": f"Why {what} could not be judged",
+        "note": "In the words of the first one of each kind; reasons that differ in numbers "
         "and quotations alone are one kind.",
-        "columns": ["reason", "rollouts"],
+        "columns": ["reason", what],
         "rows": [[examples.get(kind, kind), count] for kind, count in rows],
     }

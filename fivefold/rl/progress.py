@@ -20,8 +20,10 @@ from fivefold.rl.loop_config import LoopConfig
 from fivefold.rl.mismatch import Mismatch
 from fivefold.rl.rollout import Rollout
 
-FAILURES = ("invalid", "infra", "broken", "aborted")
-"""Why a rollout was left out."""
+UNJUDGED = ("invalid", "infra")
+"""Why a rollout could not be judged; without rewards that an algorithm needs, it stays."""
+FAILURES = (*UNJUDGED, "broken", "aborted")
+"""Why a rollout was left out, where rewards are needed."""
 _MOST_REASONS = 20
 """Kinds of reasons that are remembered, the commonest; the others are one together."""
 _OTHER_REASONS = "other reasons"
@@ -54,6 +56,10 @@ class Progress(pydantic.BaseModel):
     """Why rollouts could not be judged, by kind, and how often."""
     reason_examples: dict[str, str] = {}
     """The judge's words for one rollout of each kind."""
+    heldout_reasons: dict[str, int] = {}
+    """Why held-out answers could not be judged, by kind, and how often."""
+    heldout_reason_examples: dict[str, str] = {}
+    """The judge's words for one held-out answer of each kind."""
     rho_histogram: list[int] = []
     """Tokens by log2 rho, over all batches; bins as in `mismatch.EDGES`."""
     rho_exact_tokens: int = 0
@@ -72,18 +78,36 @@ def count_batch(progress: Progress, collected: Collected) -> None:
     counts = Counter(progress.counts)
     counts.update(collected.counts)
     progress.counts = dict(counts)
-    _count_reasons(progress, collected)
+    count_reasons(progress, collected.reasons, collected.examples)
     progress.sampled_tokens += sum(rollout.sampled_tokens for rollout in collected.rollouts)
 
 
-def _count_reasons(progress: Progress, collected: Collected) -> None:
-    reasons = Counter(progress.reasons) + collected.reasons
+def count_reasons(progress: Progress, reasons: Counter[str], examples: Mapping[str, str]) -> None:
+    """Remember why rollouts could not be judged."""
+    progress.reasons, progress.reason_examples = _add_reasons(
+        Counter(progress.reasons) + reasons, {**examples, **progress.reason_examples}
+    )
+
+
+def count_heldout_reasons(
+    progress: Progress, reasons: Counter[str], examples: Mapping[str, str]
+) -> None:
+    """Remember why held-out answers could not be judged."""
+    progress.heldout_reasons, progress.heldout_reason_examples = _add_reasons(
+        Counter(progress.heldout_reasons) + reasons,
+        {**examples, **progress.heldout_reason_examples},
+    )
+
+
+def _add_reasons(
+    reasons: Counter[str], examples: Mapping[str, str]
+) -> tuple[dict[str, int], dict[str, str]]:
+    """Return the commonest kinds, the others as one, and the examples of these kinds."""
     others = reasons.pop(_OTHER_REASONS, 0)
     kept = dict(reasons.most_common(_MOST_REASONS))
     others += sum(reasons.values()) - sum(kept.values())
-    progress.reasons = kept | ({_OTHER_REASONS: others} if others else {})
-    examples = collected.examples | progress.reason_examples
-    progress.reason_examples = {kind: examples[kind] for kind in kept if kind in examples}
+    found = kept | ({_OTHER_REASONS: others} if others else {})
+    return found, {kind: examples[kind] for kind in kept if kind in examples}
 
 
 def note_no_signal(progress: Progress, collected: Collected, config: LoopConfig) -> None:
@@ -205,16 +229,24 @@ def batch_line(progress: Progress, config: LoopConfig, values: Mapping[str, floa
     for word, name in (("tokens", "response_tokens_mean"), ("rho", "rho_mean")):
         if f"rl/{name}" in values:
             parts.append(f"{word} {values[f'rl/{name}']:.3g}")
-    left_out = sum(values.get(f"rl/rollouts_{name}", 0) for name in FAILURES)
-    if left_out:
-        parts.append(f"{left_out:.0f} rollouts left out")
+    for words, names in failures_by_outcome(config).items():
+        if found := sum(values.get(f"rl/rollouts_{name}", 0) for name in names):
+            parts.append(f"{found:.0f} rollouts {words}")
     if values.get("rl/rho_nan_tokens"):
         parts.append(f"{values['rl/rho_nan_tokens']:.0f} tokens without a rho")
     parts.append(f"{values['rl/sample_seconds'] + values['rl/train_seconds']:.1f} s")
     return "  ".join(parts) + ("  SKIPPED: no signal" if values["rl/no_signal"] else "")
 
 
-def examination_line(progress: Progress, metrics: Mapping[str, float]) -> str | None:
+def failures_by_outcome(config: LoopConfig) -> dict[str, tuple[str, ...]]:
+    """Return what becomes of rollouts that fail, in words, and in which ways they do."""
+    if config.needs_rewards:
+        return {"left out": FAILURES}
+    others = tuple(name for name in FAILURES if name not in UNJUDGED)
+    return {"left out": others, "not judged": UNJUDGED}
+
+
+def examination_line(progress: Progress, metrics: Mapping[str, float]) -> str:
     """Return an examination as one line for the console: pass rates, and what was not judged."""
     rate, parts = "rl/eval_pass_rate_", list[str]()
     for name in (metric.removeprefix(rate) for metric in metrics if metric.startswith(rate)):
@@ -225,4 +257,4 @@ def examination_line(progress: Progress, metrics: Mapping[str, float]) -> str | 
     if failed := metrics.get("rl/eval_failed_rollouts"):
         asked = metrics["rl/eval_rollouts"]
         found.append(f"{failed:.0f} of {asked:.0f} held-out answers not judged")
-    return f"batch {progress.batch}  {'; '.join(found)}" if found else None
+    return f"batch {progress.batch}  {'; '.join(found) or 'no held-out problem examined'}"

@@ -47,14 +47,15 @@ class Reasons:
         self.examples = dict[str, str]()
         """The words of the first failure of each kind, cut where they are long."""
 
-    def note(self, prompt: Prompt, judgement: Judgement) -> None:
-        """Count why an answer to `prompt` has no reward."""
+    def note(self, prompt: Prompt, judgement: Judgement, *, stays: bool = False) -> None:
+        """Count why an answer to `prompt` has no reward; `stays`: it is of use all the same."""
         kind, words = kind_of(judgement), f"{judgement.state}: {judgement.detail}"
         example = self.examples.setdefault(kind, words[:_EXAMPLE_CHARACTERS])
         self.counts[kind] += 1
         if kind not in self._told and len(self._told) < _MOST_TOLD:
             self._told.add(kind)
-            logger.warning("%s of `%s` is left out, %s", self._what, prompt.group, example)
+            outcome = "is not judged" if stays else "is left out"
+            logger.warning("%s of `%s` %s, %s", self._what, prompt.group, outcome, example)
 
     def take(self) -> tuple[Counter[str], dict[str, str]]:
         """Return what was counted since the last time, with the examples; begin anew."""
@@ -66,37 +67,50 @@ class Reasons:
 class Judging:
     """Asks judges, and stops where most answers cannot be judged."""
 
-    def __init__(self, what: str, limit: int | None) -> None:
-        """Begin; `limit` failures and fewer successes since then are an error, None: never.
+    def __init__(self, what: str, limit: int, *, is_record: bool = False) -> None:
+        """Begin; `limit` failures and fewer successes since then are an error.
 
-        `what` names in the log what is judged, as `a rollout`.
+        `what` names in the log what is judged, as `a rollout`. Where rewards are a record that
+        nothing depends on (`is_record`), it is for the caller to look at `is_hopeless`.
         """
-        self._limit = limit
+        self._limit, self._is_record = limit, is_record
         self.reasons = Reasons(what)
         """Why answers could not be judged."""
         self._verdicts = Counter[bool]()
+
+    def begin_anew(self) -> None:
+        """Forget how many answers could be judged, and how many could not."""
+        self._verdicts.clear()
+
+    @property
+    def failed(self) -> int:
+        """Answers that could not be judged."""
+        return self._verdicts[False]
+
+    @property
+    def is_hopeless(self) -> bool:
+        """Could `limit` answers not be judged, and fewer could?"""
+        return self.failed >= self._limit and self.failed > self._verdicts[True]
 
     async def judge(self, prompt: Prompt, response: Sequence[int]) -> Judgement:
         """Return what a response is worth.
 
         Raises:
-            UnjudgedError: `limit` answers could not be judged, and fewer could.
+            UnjudgedError: `limit` answers could not be judged, and fewer could; not for a record.
         """
         judgement = await judge_safely(prompt, response)
         self._verdicts[judgement.state == "scored"] += 1
         if judgement.state != "scored":
-            self.reasons.note(prompt, judgement)
-            self._check()
+            self.reasons.note(prompt, judgement, stays=self._is_record)
+            if self.is_hopeless and not self._is_record:
+                raise self._unjudged()
         return judgement
 
-    def _check(self) -> None:
-        failed = self._verdicts[False]
-        if self._limit is None or failed < self._limit or failed <= self._verdicts[True]:
-            return
+    def _unjudged(self) -> UnjudgedError:
         ((kind, times),) = self.reasons.counts.most_common(1)
-        raise UnjudgedError(
+        return UnjudgedError(
             expected="answers that can be judged, most of them",
-            found=f"{failed} of the first {self._verdicts.total()} that cannot; {times} times "
+            found=f"{self.failed} of the first {self._verdicts.total()} that cannot; {times} times "
             f"{self.reasons.examples[kind]}",
             fix="Correct what judges: it has to return within `verifier.limit_seconds`, and 0 for "
             "what is no answer; where so many may fail, raise `sampling.unjudged_limit`",

@@ -7,6 +7,7 @@ and derived weights made anew.
 
 import asyncio
 import contextlib
+import itertools
 import logging
 from collections.abc import AsyncIterator, Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
@@ -103,11 +104,11 @@ def open_supply(
         ConfigError: a finite task without held-out problems.
     """
     thinks = config.sampling.thinks
-    opened, heldout, seen = list[TaskPrompts](), list[Prompt](), dict[str, int]()
+    opened, heldout, names = list[TaskPrompts](), list[Prompt](), set[str]()
     for source in sources:
         task = open_task(source.task)
-        seen[task.name] = seen.get(task.name, 0) + 1
-        name = task.name if seen[task.name] == 1 else f"{task.name}_{seen[task.name]}"
+        name = _free_name(task.name, names)
+        names.add(name)
         opened.append(TaskPrompts(task, tokenizer, verifier, name=name, thinks=thinks))
         if config.evaluation.prompts:
             held, begin = _heldout(source, task.size)
@@ -115,8 +116,14 @@ def open_supply(
             prompts = TaskPrompts(exam, tokenizer, verifier, name=name, thinks=thinks, begin=begin)
             heldout += [prompts.prompt(index) for index in range(_exam_size(config, exam))]
     if config.evaluation.prompts:
-        heldout += _also_examined(config, tokenizer, verifier, seen)
+        heldout += _also_examined(config, tokenizer, verifier, names)
     return Supply(opened, [source.weight for source in sources], heldout, tokenizer.decode)
+
+
+def _free_name(name: str, taken: Container[str]) -> str:
+    """Return a source's name, numbered where others have it."""
+    numbered = (f"{name}_{number}" for number in itertools.count(2))
+    return next(each for each in itertools.chain([name], numbered) if each not in taken)
 
 
 def _exam_size(config: LoopConfig, task: Task) -> int:
@@ -221,7 +228,8 @@ async def _run_with(
     progress: Progress,
     teaching: Teaching,
 ) -> Progress:
-    needs_rewards = config.algorithm.advantage is not None
+    needs_rewards = config.needs_rewards
+    beside = {p.source for p in supply.heldout} - {source.name for source in supply.sources}
     collector = Collector(
         completer,
         PromptStream(supply.sources, supply.weights),
@@ -235,7 +243,7 @@ async def _run_with(
         learner,
         completer,
         collector,
-        Examiner(completer, supply.heldout, config, context.seed),
+        Examiner(completer, supply.heldout, config, context.seed, beside=beside),
         supply.decode,
         teaching.measure,
     )

@@ -16,7 +16,7 @@ import numpy as np
 
 from fivefold.errors import FivefoldError, MismatchError
 from fivefold.rl.prompt import Judgement, Prompt
-from fivefold.rl.sample import NOT_SAMPLED, Sample
+from fivefold.rl.sample import NOT_SAMPLED, Sample, SampleError
 from fivefold.serve.engine import Engine
 from fivefold.serve.request import SamplingParams
 from fivefold.serve.worker import Completion, completion_of
@@ -128,6 +128,12 @@ def make_rollout(prompt: Prompt, completion: Completion, judgement: Judgement) -
         MismatchError: the engine left out experts that it was asked for.
     """
     head, tail = len(prompt.ids), len(completion.ids)
+    if not tail:
+        raise SampleError(
+            expected=f"at least one sampled token in a rollout of group `{prompt.group}`",
+            found="none",
+            fix="Look at what the engine or the server answers",
+        )
     versions = np.full(head + tail, NOT_SAMPLED, np.int32)
     for span in completion.versions:
         versions[head + span.begin : head + span.end] = span.version

@@ -32,13 +32,14 @@ def write_dump_counts(config: DumpCountsConfig, out: Path) -> None:
     """
     name = config.source
     counts = count_dumps(Path(config.path), config.pass_reward)
-    if name not in counts:
+    called = next((each for each in (name, *config.aliases) if each in counts), None)
+    if called is None:
         raise MissingFileError(
             expected=f"rollouts of the source `{name}` in `{config.path}`",
             found="only those of " + ", ".join(f"`{each}`" for each in sorted(counts)),
             fix="Name a run of the same task",
         )
-    found = counts[name]
+    found = counts[called]
     write_pass_counts(out / "counts" / f"{name}.jsonl", found)
     write_json(out / "page" / f"10_rates_{name}.json", rate_block(name, found))
     logger.info("%s: (k, n) of %d problems from rollouts of RL", name, len(found))

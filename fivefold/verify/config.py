@@ -120,7 +120,10 @@ PartSpec = Annotated[
 
 
 class AllSpec(Config):
-    """The product of several specs' values; the first 0 decides, and later parts are not asked."""
+    """The product of several specs' values; the first 0 decides, and later parts are not asked.
+
+    No part may be worth less than 0 beside others: an answer of which one is cannot be judged.
+    """
 
     kind: Literal["all"] = "all"
     parts: tuple[PartSpec, ...] = pydantic.Field(min_length=1)

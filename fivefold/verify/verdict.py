@@ -11,8 +11,9 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-LARGEST = 1e100
-"""Largest size of a value: sums, products of two and squares of such values are finite numbers."""
+LARGEST = 1e18
+"""Largest size of a value. Advantages are as large as rewards, and train in fp32, which ends at
+3.4e38: differences and sums of such values, and squares, are finite numbers there."""
 State = Literal["scored", "invalid", "infra"]
 
 

@@ -8,6 +8,8 @@ installed, is an error.
 
 Surprise: a turn without an answer is worth 0 where the answer is compared, but a reward function is
 asked about it, with the empty text: its rewards may be negative, and silence would be the best.
+A product (`all`) has no place for negative values. Beside one, the 0 that another part gives to
+silence would be the best, and two of them make a reward: such an answer is `invalid`.
 """
 
 import asyncio
@@ -110,6 +112,11 @@ class Verifier:
             verdict = self._judge(turn, part)
             if verdict.value is None:
                 return verdict
+            if verdict.value < 0 and len(spec.parts) > 1:
+                return invalid(
+                    f"the part `{part.kind}` is worth {verdict.value:g}, and a product has no "
+                    "place for less than 0"
+                )
             value *= verdict.value
             details.append(f"{part.kind}: {verdict.detail}")
             if value == 0:

@@ -7,6 +7,10 @@ def double(index: int, seed: int) -> dict[str, Any]:
     return {"prompt": f"Double {index}", "answer": 2 * index + seed, "verifier": "number"}
 
 
+def one_id(index: int, seed: int) -> dict[str, Any]:
+    return {"id": "same", **double(index, seed)}
+
+
 def judged(index: int, seed: int) -> dict[str, Any]:
     verifier = {"kind": "function", "target": f"{__file__}:is_longer"}
     return {

@@ -114,6 +114,30 @@ def test_function_s_problem_that_comes_again_is_written_once(tmp_path: Path) -> 
     assert (written.train, written.repeated) == (3, 6)
 
 
+def test_problems_of_one_id_are_all_written(tmp_path: Path) -> None:
+    """Rows without an id go by their line, in two files; a function may give all one id."""
+    for name, words in (("train", "abcd"), ("heldout", "ef")):
+        rows = [{"prompt": f"Say {word}", "answer": word, "verifier": "exact"} for word in words]
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    files = {name: str(tmp_path / name / "rows.jsonl") for name in ("train", "heldout")}
+    one = FunctionTaskConfig(target=f"{FUNCTIONS}:one_id", size=6)
+    for number, config in enumerate(
+        (
+            SolvedConfig(
+                task=FileConfig(path=files["train"], order="file"),
+                heldout=FileConfig(path=files["heldout"], order="file"),
+                problems=8,
+                heldout_problems=2,
+            ),
+            SolvedConfig(task=one, problems=4, heldout_problems=2),
+        )
+    ):
+        written = write_solved(f"s{number}", config, tmp_path, 0)
+        assert (written.train, written.heldout) == (4, 2)
+        assert written.repeated == (4 if number == 0 else 0)
+
+
 def test_task_of_one_s_own_holds_out_what_follows(tmp_path: Path) -> None:
     task = FunctionTaskConfig(target=f"{FUNCTIONS}:judged", size=30)
     written = write_solved(

@@ -143,7 +143,10 @@ def test_rows_of_a_file_are_held_out_and_judged_by_name(
         (tmp_path / "out/task" / part / "sums.jsonl").read_text().split("\n")[:-1]
         for part in ("train", "heldout")
     ]
-    assert sorted([*parts[0], *parts[1]]) == sorted(lines)
+    # Only ids are added.
+    named = [json.loads(line) for part in parts for line in part]
+    assert len({row.pop("id") for row in named}) == 20
+    assert sorted(named, key=lambda row: row["answer"]) == rows
     assert [len(part) for part in parts] == [18, 2]
 
 

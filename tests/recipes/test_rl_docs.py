@@ -11,8 +11,10 @@ from tiny_checkpoint import write_tiny
 
 from fivefold.__main__ import main
 from fivefold.config import apply_overrides
+from fivefold.envs.row import read_row
 from fivefold.recipes.rl_run import rl_stages
 from fivefold.recipes.task_argument import read_task
+from fivefold.verify.config import FunctionSpec
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "rl.md"
 SHORT = (
@@ -87,6 +89,28 @@ def test_command_that_counts_attempts_runs_after_the_last(
     chosen = Path("runs/attempts-sums/choose")
     assert f"(k, n) of each problem: {chosen}/counts/sums.jsonl" in capsys.readouterr().err
     assert len((chosen / "counts/sums.jsonl").read_text().splitlines()) == 7  # one is held out
+
+
+def test_fields_that_a_reward_does_not_see_are_named() -> None:
+    sentence = re.search(
+        r"field of yours, but not (.*?):", PAGE.read_text(encoding="utf-8"), re.DOTALL
+    )
+    assert sentence is not None
+    row = {
+        "prompt": "Say 1.",
+        "answer": 1,
+        "verifier": {"kind": "function", "target": "mine:reward"},
+        "id": "one",
+        "difficulty": 2,
+        "thinking": "1 is 1",
+        "solution": "1",
+        "mine": "yes",
+    }
+    spec = read_row(row, task="t", index=0, where="row").spec
+    assert isinstance(spec, FunctionSpec)
+    named = set(re.findall(r"`(.*?)`", sentence[1]))
+    assert row.keys() - spec.arguments.keys() == named - {"messages"}
+    assert "messages" in named
 
 
 def test_table_of_settings_states_the_defaults(tmp_path: Path) -> None:

@@ -43,6 +43,30 @@ def test_task_of_a_name_that_is_taken_is_refused(also: tuple[ProceduralConfig, .
         supply_of(*also)
 
 
+def test_sources_of_one_name_are_numbered_past_those_that_have_the_number(tmp_path: Path) -> None:
+    path = tmp_path / "copy_2.jsonl"
+    path.write_text(json.dumps({"prompt": "a", "answer": "ab", "verifier": "exact"}))
+    numbered = FileConfig(path=str(path))
+    tokenizer = Tokenizer(train_tokenizer(["ab " * 99], TokenizerConfig(vocab_size=421)))
+
+    def names_of(*tasks: TaskConfig, also: tuple[TaskConfig, ...] = ()) -> list[str]:
+        config = RlConfig(
+            sources=tuple(SourceConfig(task=task, heldout=task) for task in tasks),
+            evaluation=EvaluationConfig(prompts=1, also=also),
+        )
+        with Verifier(config.verifier) as verifier:
+            supply = open_supply(config.sources, config, tokenizer, verifier)
+        names = [source.name for source in supply.sources]
+        assert names == [prompt.source for prompt in supply.heldout]
+        return names
+
+    assert names_of(COPY, COPY, COPY) == ["copy", "copy_2", "copy_3"]
+    assert names_of(COPY, COPY, numbered) == ["copy", "copy_2", "copy_2_2"]
+    assert names_of(numbered, COPY, COPY) == ["copy_2", "copy", "copy_3"]
+    with pytest.raises(ConfigError, match=r"evaluation\.also"):
+        names_of(COPY, COPY, also=(numbered,))
+
+
 def test_no_problem_of_a_short_file_is_asked_twice(tmp_path: Path) -> None:
     rows = [{"prompt": letter, "answer": "ab", "verifier": "exact"} for letter in "ab"]
     path = tmp_path / "two.jsonl"

@@ -18,7 +18,13 @@ from fivefold.rl import preset
 from fivefold.rl.collect import Collected, Collector
 from fivefold.rl.config import AdvantageConfig
 from fivefold.rl.loop_config import LoopConfig, SamplingConfig
-from fivefold.rl.progress import NoSignalError, Progress, note_no_signal
+from fivefold.rl.progress import (
+    NoSignalError,
+    Progress,
+    batch_line,
+    note_no_signal,
+    sampling_metrics,
+)
 from fivefold.rl.prompt import Judgement, Prompt, PromptStream, judge_safely
 from fivefold.rl.reason import UnjudgedError
 from fivefold.rl.rollout import Ask, seed_of
@@ -162,14 +168,49 @@ def test_failures_end_the_batch_where_they_are_most_and_many() -> None:
         assert collect(taking_turns(*rewards), config).counts["infra"] >= 8
 
 
-def test_failures_end_no_batch_that_rewards_do_not_judge() -> None:
-    config = toy_config(sampling=sampling(unjudged_limit=1, refill_rounds=0))
-    source = ToySource(lambda ids: None)
+def test_failures_end_no_batch_that_rewards_do_not_judge(caplog: pytest.LogCaptureFixture) -> None:
     # Rollouts without a reward stay for a teacher, whose algorithm has no advantage.
-    algorithm = preset.distil()
-    config = config.model_copy(update={"algorithm": algorithm})
-    collected = collect(source, config, needs_rewards=False)
+    config = toy_config(algorithm=preset.distil(), sampling=sampling(refill_rounds=0))
+    collected = collect(ToySource(lambda ids: None), config, needs_rewards=False)
     assert collected.counts["infra"] == len(collected.rollouts) == 4
+    assert "a rollout of `toy#0` is not judged, infra" in caplog.text
+    assert "left out" not in caplog.text
+    clocks = {"rl/sample_seconds": 1.0, "rl/train_seconds": 0.5, "rl/no_signal": False}
+    values = sampling_metrics(collected, config) | clocks
+    assert "4 rollouts not judged" in batch_line(Progress(), config, values)
+    assert "left out" not in batch_line(Progress(), config, values)
+    values |= {"rl/rollouts_broken": 2}
+    assert "2 rollouts left out  4 rollouts not judged" in batch_line(Progress(), config, values)
+
+
+@pytest.mark.parametrize("hangs", [False, True])
+def test_judges_that_nothing_depends_on_are_asked_no_more_once_they_mostly_fail(
+    hangs: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    limit = sampling(unjudged_limit=6, batch_prompts=8, refill_rounds=0)
+    config = toy_config(algorithm=preset.distil(), sampling=limit)
+    source = HangingSource(ends_after=6 if hangs else 10**6)
+    stream = PromptStream([source], [1.0])
+    collector = Collector(ScriptedCompleter(), stream, config, 0, needs_rewards=False)
+    first, second = (asyncio.run(collector.collect(0)) for _ in range(2))
+    assert len(first.rollouts) == len(second.rollouts) == 8
+    # Where they do not hang, all of the batch may have been judged by then.
+    assert 6 <= first.counts["infra"] == first.reasons.total() <= (6 if hangs else 8)
+    assert second.counts["infra"] == 0
+    assert not second.reasons
+    assert caplog.text.count("judges are asked no more") == 1
+
+
+def test_answer_without_a_token_is_broken() -> None:
+    def answer(n: int, ask: Ask) -> dict[str, Any]:
+        return {} if n % 4 else {"ids": [], "logprobs": [], "versions": []}
+
+    collected = collect(taking_turns(1.0, 0.0), completer=ScriptedCompleter(answer))
+    assert collected.counts["broken"] == 4
+    assert len(collected.rollouts) == 12
+    ((kind, times),) = collected.reasons.items()
+    assert times == 4
+    assert "at least one sampled token in a rollout; found none" in collected.examples[kind]
 
 
 def test_group_with_too_few_judged_is_dropped_and_made_up_for() -> None:
@@ -284,6 +325,14 @@ def test_group_of_one_is_refused_with_grpo() -> None:
         validate(AdvantageConfig, document, where="advantage")
 
 
+def overlong(**fields: int) -> dict[str, Any]:
+    return {"algorithm": {"overlong": fields}}
+
+
+def test_length_penalty_may_begin_before_the_longest_response() -> None:
+    validate(LoopConfig, overlong(limit_tokens=200, ramp_tokens=73), where="rl")
+
+
 @pytest.mark.parametrize(
     ("fields", "match"),
     [
@@ -291,6 +340,8 @@ def test_group_of_one_is_refused_with_grpo() -> None:
         ({"engine": {"draft_tokens": 2}}, "draft_tokens"),
         ({"update": {"updates_per_batch": 33}}, "33 updates on 32 groups"),
         ({"sampling": {"max_new_tokens": 1025}}, "rows of 1024 and responses of up to 1025"),
+        (overlong(limit_tokens=200, ramp_tokens=72), "beyond 128 tokens, which no response has"),
+        (overlong(), "beyond 16384 tokens"),
     ],
 )
 def test_configs_that_cannot_work_are_refused(fields: dict, match: str) -> None:

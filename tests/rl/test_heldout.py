@@ -12,8 +12,8 @@ from toy import context_of
 
 from fivefold.envs.config import FileConfig, FunctionTaskConfig
 from fivefold.envs.open_task import open_task
-from fivefold.envs.task import Task, TaskError
-from fivefold.rl.heldout import choose_ahead, choose_rows, prompt_key
+from fivefold.envs.task import Task, TaskError, prompt_key
+from fivefold.rl.heldout import choose_ahead, choose_rows
 from fivefold.rl.own_task import OwnTaskConfig, OwnTaskStage
 from fivefold.text.bpe import train_tokenizer
 from fivefold.text.config import TokenizerConfig

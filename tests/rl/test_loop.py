@@ -1,6 +1,10 @@
 """The loop as a whole: it learns, agrees with its engine, and is a function of its seed alone."""
 
+import json
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -19,6 +23,7 @@ from toy import (
 from fivefold.errors import DivergenceError, MismatchError
 from fivefold.metrics import read_metrics
 from fivefold.models.transformer import Transformer
+from fivefold.rl.config import AdvantageConfig
 from fivefold.rl.loop_config import (
     EvaluationConfig,
     LoopConfig,
@@ -27,9 +32,12 @@ from fivefold.rl.loop_config import (
     UpdateConfig,
 )
 from fivefold.rl.progress import Progress
+from fivefold.rl.reason import UnjudgedError
+from fivefold.rl.reinforce import Supply
 from fivefold.rl.rollout import EngineFailedError
 from fivefold.train.checkpoint import load_state
 from fivefold.train.optimizer import HybridOptimizer
+from fivefold.verify.verdict import LARGEST
 
 CLOCKS = {"time_seconds", "rl/sample_seconds", "rl/train_seconds"}
 DETERMINISTIC = ENGINE.model_copy(update={"deterministic": True})
@@ -144,6 +152,74 @@ def test_killed_run_goes_on_bit_for_bit(fields: dict, tmp_path: Path) -> None:
     assert finished.drawn["toy"] + finished.drawn["other"] == finished.counts["drawn"]
 
 
+class Heldout:
+    """Held-out prompts whose judge fails from some examination on."""
+
+    def __init__(self, prompts: int, fails_after: float) -> None:
+        self.left = prompts * fails_after
+        self.source = ToySource(self._reward, "held")
+        self.prompts = [self.source.prompt(n) for n in range(prompts)]
+
+    def _reward(self, ids: Sequence[int]) -> float | None:
+        self.left -= 1
+        return None if self.left < 0 else wants(7)(ids)
+
+
+@pytest.mark.parametrize("fails_after", [0, 1, 2, 3])
+def test_examination_that_fails_costs_nothing_that_was_trained(
+    fails_after: int, tmp_path: Path
+) -> None:
+    """Examined are batches 0, 2, 4 and 5, and saved 2, 4 and 5."""
+    config = toy_config(
+        5,
+        evaluation=EvaluationConfig(prompts=3, every_batches=2),
+        sampling=sampling(unjudged_limit=2),
+    )
+
+    def supply(fails_after: float) -> Supply:
+        return replace(supply_of(ToySource()), heldout=Heldout(3, fails_after).prompts)
+
+    whole, end = run_toy(tmp_path / "whole", config, supply(float("inf")))
+    with pytest.raises(UnjudgedError, match="2 of the first"):
+        run_toy(tmp_path / "cut", config, supply(fails_after))
+    saved = [int(path.name[5:]) for path in (tmp_path / "cut").glob("state/training/step_*")]
+    assert max(saved, default=0) == [0, 2, 4, 5][fails_after]
+    page = tmp_path / "cut" / "page"
+    reasons = json.loads((page / "52_heldout_reasons.json").read_text())
+    assert reasons["rows"] == [["infra: ", 3]]
+    assert dict(json.loads((page / "50_counts.json").read_text())["rows"])["batches"] == max(
+        saved, default=0
+    )
+    # Without a saved state the model is the first one again.
+    model = toy_model(5 if saved else 0)
+    resumed, again = run_toy(tmp_path / "cut", config, supply(float("inf")), model=model)
+    assert_equal_weights(whole, resumed)
+    assert again == end
+    assert records(tmp_path / "cut") == records(tmp_path / "whole")
+
+
+def test_page_of_a_run_whose_judge_fails_says_why(tmp_path: Path) -> None:
+    config = toy_config(2, sampling=sampling(unjudged_limit=2))
+    with pytest.raises(UnjudgedError):
+        run_toy(tmp_path, config, supply_of(ToySource(lambda ids: None)))
+    reasons = json.loads((tmp_path / "page" / "51_reasons.json").read_text())
+    assert reasons["rows"] == [["infra: ", 16]]
+
+
+def test_tokens_outside_are_those_outside_the_window_of_the_algorithm(tmp_path: Path) -> None:
+    """The fast engine differs by rounding: a window of 1 alone keeps what is exactly 1."""
+    algorithm = toy_config().algorithm
+    loss = algorithm.loss.model_copy(update={"beta": 1.0})
+    config = toy_config(2, algorithm=algorithm.model_copy(update={"loss": loss}))
+    for updates in (1, 2):
+        run_toy(tmp_path / str(updates), config.model_copy(update={"update": update(
+            updates_per_batch=updates)}))  # fmt: skip
+        outside = values_of(tmp_path / str(updates), "rl/rho_outside_fraction")
+        exact = values_of(tmp_path / str(updates), "rl/rho_exact_fraction")
+        assert outside == pytest.approx([1 - share for share in exact])
+        assert min(outside) > 0.1
+
+
 def test_state_of_other_sources_is_refused(tmp_path: Path) -> None:
     run_toy(tmp_path, toy_config(2))
     with pytest.raises(MismatchError, match="a saved state of the sources other; found toy"):
@@ -207,12 +283,22 @@ def test_half_precision_policy_is_served_by_the_fast_engine_too(tmp_path: Path) 
 
 def test_gradients_that_overflow_are_left_out_and_then_stop_the_run(tmp_path: Path) -> None:
     before = toy_model().state_dict()
-    supply = supply_of(ToySource(lambda ids: 1e300 * (ids[0] % 2)))
     model = toy_model()
+    model.lm_head.weight.register_hook(lambda gradient: torch.full_like(gradient, torch.inf))
     with pytest.raises(DivergenceError, match="found 2 up to batch 2"):
-        run_toy(tmp_path, toy_config(9, update=update(nonfinite_limit=1)), supply, model=model)
+        run_toy(tmp_path, toy_config(9, update=update(nonfinite_limit=1)), model=model)
     assert values_of(tmp_path, "rl/skipped_updates") == [1, 1]
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("method", ["grpo", "mean", "rloo"])
+def test_largest_rewards_train(method: Literal["grpo", "mean", "rloo"], tmp_path: Path) -> None:
+    advantage = AdvantageConfig(group_size=4, method=method)
+    algorithm = toy_config().algorithm.model_copy(update={"advantage": advantage})
+    supply = supply_of(ToySource(lambda ids: LARGEST * (ids[0] % 2 * 2 - 1)))
+    _, progress = run_toy(tmp_path, toy_config(2, algorithm=algorithm), supply)
+    assert progress.updates == 2
+    assert values_of(tmp_path, "rl/skipped_updates") == [0, 0]
 
 
 def test_weights_that_are_not_finite_end_the_run_with_an_error(tmp_path: Path) -> None:

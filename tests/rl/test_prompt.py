@@ -130,6 +130,31 @@ def test_examination_whose_judge_hangs_ends_before_all_have_hung() -> None:
         asyncio.run(Examiner(ScriptedCompleter(), prompts, config, seed=4).examine())
 
 
+def test_each_examination_counts_its_own_failures_and_keeps_their_reasons() -> None:
+    number = iter(range(100))
+    source = ToySource(lambda ids: 1.0 if next(number) % 8 < 3 else None)
+    prompts = [source.prompt(n) for n in range(8)]
+    config = toy_config(evaluation=EvaluationConfig(prompts=8))
+    sampling = config.sampling.model_copy(update={"unjudged_limit": 6})
+    config = config.model_copy(update={"sampling": sampling})
+    examiner = Examiner(ScriptedCompleter(), prompts, config, seed=4)
+    for _ in range(3):
+        metrics = asyncio.run(examiner.examine()).metrics
+        assert metrics["rl/eval_failed_rollouts"] == 5
+        assert examiner.reasons.take()[0].total() == 5
+
+
+def test_sources_that_do_not_train_have_no_part_in_the_numbers_of_all() -> None:
+    sources = [ToySource(lambda ids: 0.5, "own"), ToySource(lambda ids: 1.0, "other")]
+    prompts = [source.prompt(n) for source in sources for n in range(2)]
+    config = toy_config(evaluation=EvaluationConfig(prompts=2))
+    examiner = Examiner(ScriptedCompleter(), prompts, config, seed=4, beside={"other"})
+    metrics = asyncio.run(examiner.examine()).metrics
+    assert (metrics["rl/eval_pass_rate"], metrics["rl/eval_reward_mean"]) == (0.0, 0.5)
+    assert metrics["rl/eval_pass_rate_other"] == 1.0
+    assert metrics["rl/eval_rollouts"] == 4
+
+
 def test_answer_that_the_engine_gave_up_is_not_judged(caplog: pytest.LogCaptureFixture) -> None:
     judged = list[Sequence[int]]()
 

@@ -175,12 +175,12 @@ def test_lines_tell_errors_and_what_was_left_out() -> None:
     assert told == "batch 5  held-out problems solved: a 30.0% ± 1.0%, b 50.0%"
     failed = {"rl/eval_failed_rollouts": 4, "rl/eval_rollouts": 9}
     told = examination_line(Progress(batch=5), {**rates, **failed})
-    solved, left_out = told.split("; ") if told else ("", "")
+    solved, left_out = told.split("; ")
     assert solved == "batch 5  held-out problems solved: a 30.0%, b 50.0%"
     assert left_out == "4 of 9 held-out answers not judged"
     assert examination_line(Progress(), failed) == "batch 0  4 of 9 held-out answers not judged"
-    none = {"rl/eval_failed_rollouts": 0, "rl/eval_rollouts": 9}
-    assert examination_line(Progress(), none) is None
+    none = {"rl/eval_failed_rollouts": 0, "rl/eval_rollouts": 0}
+    assert examination_line(Progress(), none) == "batch 0  no held-out problem examined"
     assert "2 tokens without a rho" in batch_line(
         Progress(), config, {**values, "rl/rho_nan_tokens": 2}
     )
