@@ -15,6 +15,7 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 import xxhash
 import zstandard
@@ -27,19 +28,22 @@ _AR_END = b"`\n"
 _DAMAGE = (tarfile.TarError, zipfile.BadZipFile, lzma.LZMAError, zlib.error, EOFError, OSError)
 
 
-def read_members(archive: Path, pattern: str) -> Iterator[tuple[str, bytes]]:
+def read_members(
+    archive: Path, pattern: str, max_bytes: int | None = None
+) -> Iterator[tuple[str, bytes]]:
     """Yield (name, content) of the files whose whole name matches `pattern`, in hashed order.
 
-    A member that ends in `.gz` is decompressed and loses the suffix.
+    A member that ends in `.gz` is decompressed and loses the suffix. Of a longer content only the
+    first `max_bytes` are decompressed.
 
     Raises:
         CorruptFileError: the archive is cut, altered or of an unknown kind.
     """
     wanted = re.compile(pattern)
     if archive.suffix in (".whl", ".zip"):
-        yield from _read_zip(archive, wanted)
+        yield from _read_zip(archive, wanted, max_bytes)
     else:
-        yield from _read_tar(archive, wanted)
+        yield from _read_tar(archive, wanted, max_bytes)
 
 
 def check_archive(archive: Path) -> None:
@@ -52,16 +56,21 @@ def check_archive(archive: Path) -> None:
         pass
 
 
-def _read_zip(archive: Path, wanted: re.Pattern[str]) -> Iterator[tuple[str, bytes]]:
+def _read_zip(
+    archive: Path, wanted: re.Pattern[str], max_bytes: int | None
+) -> Iterator[tuple[str, bytes]]:
     try:
         with zipfile.ZipFile(archive) as file:
             for name in _hashed_order([n for n in file.namelist() if wanted.fullmatch(n)]):
-                yield _unzipped(name, file.read(name))
+                with file.open(name) as member:
+                    yield _unzipped(name, member, max_bytes)
     except _DAMAGE as error:
         raise corrupt_archive(archive, str(error)) from error
 
 
-def _read_tar(archive: Path, wanted: re.Pattern[str]) -> Iterator[tuple[str, bytes]]:
+def _read_tar(
+    archive: Path, wanted: re.Pattern[str], max_bytes: int | None
+) -> Iterator[tuple[str, bytes]]:
     content = _tar_bytes(archive)
     try:
         with tarfile.open(fileobj=io.BytesIO(content), mode="r:") as file:
@@ -75,7 +84,8 @@ def _read_tar(archive: Path, wanted: re.Pattern[str]) -> Iterator[tuple[str, byt
             }
             for name in _hashed_order(list(members)):
                 begin = members[name].offset_data
-                yield _unzipped(name, content[begin : begin + members[name].size])
+                member = io.BytesIO(content[begin : begin + members[name].size])
+                yield _unzipped(name, member, max_bytes)
     except _DAMAGE as error:
         raise corrupt_archive(archive, str(error)) from error
 
@@ -131,10 +141,12 @@ def read_ar(content: bytes, archive: Path) -> dict[str, bytes]:
     return members
 
 
-def _unzipped(name: str, content: bytes) -> tuple[str, bytes]:
-    if name.endswith(".gz"):
-        return name.removesuffix(".gz"), gzip.decompress(content)
-    return name, content
+def _unzipped(name: str, member: IO[bytes], max_bytes: int | None) -> tuple[str, bytes]:
+    size = -1 if max_bytes is None else max_bytes
+    if not name.endswith(".gz"):
+        return name, member.read(size)
+    with gzip.open(member) as content:
+        return name.removesuffix(".gz"), content.read(size)
 
 
 def _hashed_order(names: list[str]) -> list[str]:

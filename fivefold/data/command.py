@@ -17,6 +17,7 @@ from fivefold.data.curate.benchmark_source import (
     cached_benchmarks,
     fetch_benchmark,
 )
+from fivefold.data.curate.hub import UnreachableError
 from fivefold.data.curate.shard import source_name
 from fivefold.data.download import Archive, Tools, cache_directory, fetch_archive, find_archive
 from fivefold.data.source import PROFILES, Source, catalogue_sources, stdlib_directory
@@ -108,7 +109,7 @@ def get_benchmarks(
 ) -> None:
     """List the catalogue's benchmarks through `report`, then download what the cache lacks.
 
-    Where one place gives nothing, what else it has is not asked for.
+    Where one place cannot be reached, what else it has is not asked for.
 
     Raises:
         DownloadError: some cannot be had; those that can are in the cache.
@@ -117,16 +118,16 @@ def get_benchmarks(
     for line in _describe_benchmarks(cached.keys()):
         report(line)
     failed: dict[str, str] = {}
-    works = {BENCHMARKS[name].kind for name in cached}
+    unreached: dict[str, str] = {}
     with track("download", len(BENCHMARKS), "benchmarks") as task:
         for name, source in BENCHMARKS.items():
-            broken = [one for one in failed if BENCHMARKS[one].kind == source.kind]
-            if broken and source.kind not in works:
-                failed[name] = f"not asked for after `{broken[0]}`"
+            if source.kind in unreached and name not in cached:
+                failed[name] = f"not asked for after `{unreached[source.kind]}`"
             else:
                 try:
                     fetch_benchmark(name, cache_dir, tools, hub)
-                    works.add(source.kind)
+                except UnreachableError as error:
+                    failed[name], unreached[source.kind] = error.found, name
                 except DownloadError as error:
                     failed[name] = error.found
             task.advance(benchmark=name)

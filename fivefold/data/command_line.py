@@ -102,7 +102,11 @@ def data_run(
     overrides = [one for one in arguments if _is_override(one)]
     sources = [one for one in arguments if not _is_override(one)]
     if benchmarks:
-        wanted = (OWN, PUBLIC, *benchmarks)
+        # A folder of the user's may bear the name of either.
+        named = [
+            f"./{one}" if one in (OWN, PUBLIC) and Path(one).exists() else one for one in benchmarks
+        ]
+        wanted = (OWN, PUBLIC, *named)
         overrides.insert(0, f"benchmarks={json.dumps({'benchmarks': wanted})}")
     config = recipe_config(recipe, recipes, overrides, workers)
     if classifier is not None:

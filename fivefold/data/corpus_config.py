@@ -50,6 +50,9 @@ class CurateStageConfig(CorpusConfig):
     long_bytes: int | None = pydantic.Field(default=None, gt=0)
     """UTF-8 bytes of training documents, by the hash of their ids, that those are made of; None:
     all."""
+    public_benchmarks: tuple[str, ...] = ()
+    """The public benchmarks in the cache, where a recipe keeps those out: the stage itself says
+    which, so that another one that is fetched makes another corpus."""
     work_dir: Runtime[str] = ""
     """Directory of the recipes' own stages, kept between runs, so that a changed config redoes only
     what is downstream; empty: inside the stage's output, and removed at its end."""

@@ -23,7 +23,8 @@ from fivefold.artifact import read_json, remove, write_json
 from fivefold.config import Config, hash_config
 from fivefold.data.command import Acquired, fixture_inputs, get_data
 from fivefold.data.corpus_config import CurateStageConfig, OwnClassifierConfig
-from fivefold.data.curate.config import CurateConfig, QualityClassifierConfig
+from fivefold.data.curate.benchmark_source import PUBLIC, cached_benchmarks
+from fivefold.data.curate.config import CurateConfig, EngineConfig, QualityClassifierConfig
 from fivefold.data.curate.run import BENCHMARKS_FILE
 from fivefold.data.document import Document, document_writer, read_documents
 from fivefold.data.mixture import mixed_name
@@ -67,6 +68,13 @@ class CurateStage(Stage):
     is_seeded = False
     config: CurateStageConfig
 
+    def __init__(
+        self, name: str, config: CurateStageConfig, needs: Mapping[str, str] | None = None
+    ) -> None:
+        """See `Stage`; what is looked for decides what the corpus is."""
+        found = {"public_benchmarks": _public_benchmarks(config)}
+        super().__init__(name, config.model_copy(update=found), needs)
+
     def execute(self, inputs: Mapping[str, Path], out: Path, context: StageContext) -> None:
         """Write the document files, their accounts and the page."""
         from fivefold.data.pipeline import build_corpus
@@ -92,6 +100,15 @@ class CurateStage(Stage):
         _write(acquired, shards, curated, corpus, benchmarks, out)
         remove(state)
         _tell(curated, corpus, benchmarks, context)
+
+
+def _public_benchmarks(config: CurateStageConfig) -> tuple[str, ...]:
+    """Return the names of the public benchmarks that some recipe finds in the cache."""
+    parts = [getattr(config, name) for name in type(config).model_fields]
+    rules = [one.benchmarks for one in parts if isinstance(one, EngineConfig)]
+    if not any(rule and PUBLIC in rule.benchmarks for rule in rules):
+        return ()
+    return tuple(cached_benchmarks(config.cache_dir))
 
 
 def _part(config: CurateStageConfig, name: str) -> Any:

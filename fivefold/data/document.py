@@ -24,6 +24,10 @@ from fivefold.errors import CorruptFileError
 _BLOCK_BYTES = 1 << 20
 
 
+class LargeRowError(CorruptFileError):
+    """A row of more bytes than the reader was told to take."""
+
+
 @dataclass(frozen=True)
 class Document:
     """One text and where it came from."""
@@ -107,37 +111,42 @@ def read_documents(path: Path, source: str | None = None) -> Iterator[Document]:
 
 
 def read_rows(
-    path: Path, source: str | None = None
+    path: Path, source: str | None = None, max_bytes: int | None = None
 ) -> Iterator[tuple[int, Document | CorruptFileError]]:
     """Yield the number and the document of each line, or what is wrong with that line.
+
+    A line of more than `max_bytes` is a LargeRowError, and never held in memory.
 
     Raises:
         CorruptFileError: the file is cut or altered.
     """
-    for number, line in enumerate(_read_lines(path), start=1):
-        if line.strip():
+    for number, line in enumerate(_read_lines(path, max_bytes), start=1):
+        if line is None:
+            yield number, _large_row(path, number, max_bytes)
+        elif line.strip():
             yield number, _line_to_document(line, path, number, source or path.name.split(".")[0])
 
 
-def read_good_rows(path: Path, source: str | None = None) -> Iterator[tuple[int, Document | None]]:
-    """Yield the number and the document of each line, None for one that is no document.
+def read_good_rows(
+    path: Path, source: str | None = None, max_bytes: int | None = None
+) -> Iterator[tuple[int, Document | CorruptFileError]]:
+    """Yield the number and the document of each line, or what is wrong with it; see `read_rows`.
 
     Raises:
         CorruptFileError: the file is cut or altered, or none of its lines is a document.
     """
-    bad: list[int] = []
+    rows: list[tuple[int, Document | CorruptFileError]] = []
     first, is_read = None, False
-    for number, row in read_rows(path, source):
-        if isinstance(row, Document):
+    for number, row in read_rows(path, source, max_bytes):
+        rows.append((number, row))
+        # A row that is too large may well be a document.
+        if isinstance(row, (Document, LargeRowError)):
             is_read = True
         else:
             first = first or row
-            bad.append(number)
         if is_read:
-            yield from ((one, None) for one in bad)
-            bad.clear()
-            if isinstance(row, Document):
-                yield number, row
+            yield from rows
+            rows.clear()
     if first is not None and not is_read:
         raise first
 
@@ -177,15 +186,45 @@ def _bad_line(path: Path, number: int, found: str) -> CorruptFileError:
     )
 
 
-def _read_lines(path: Path) -> Iterator[bytes]:
-    rest = b""
+def _large_row(path: Path, number: int, max_bytes: int | None) -> LargeRowError:
+    return LargeRowError(
+        expected=f"at most {max_bytes:,} bytes on line {number} of `{path}`",
+        found="more",
+        fix="Cut that text into several rows, or allow larger ones",
+    )
+
+
+def _read_lines(path: Path, max_bytes: int | None) -> Iterator[bytes | None]:
+    """Yield the lines; None for one of more than `max_bytes`."""
+    parts: list[bytes] = []
+    size = 0
+
+    def is_large() -> bool:
+        return max_bytes is not None and size > max_bytes
+
+    for block in read_content(path):
+        for place, part in enumerate(block.split(b"\n")):
+            if place:
+                yield None if is_large() else b"".join(parts)
+                parts.clear()
+                size = 0
+            size += len(part)
+            if is_large():
+                parts.clear()
+            else:
+                parts.append(part)
+    if size:
+        yield None if is_large() else b"".join(parts)
+
+
+def read_content(path: Path) -> Iterator[bytes]:
+    """Yield a file's bytes in blocks, decompressed where its name ends in `.zst` or `.gz`.
+
+    Raises:
+        CorruptFileError: the file is cut or altered.
+    """
     readers = {".zst": _read_zst_blocks, ".gz": _read_gzip_blocks}
-    for block in readers.get(path.suffix.lower(), _read_blocks)(path):
-        lines = (rest + block).split(b"\n")
-        rest = lines.pop()
-        yield from lines
-    if rest:
-        yield rest
+    return readers.get(path.suffix.lower(), _read_blocks)(path)
 
 
 def _read_blocks(path: Path) -> Iterator[bytes]:

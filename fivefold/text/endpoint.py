@@ -17,7 +17,13 @@ from fivefold.text.completer import EndpointError, OverloadedError, RefusedError
 
 _LEAST_LOGPROB = -9000.0
 """vLLM and its relatives write -9999 for a number that they do not have."""
+_OF_CONTENT = (400, 413, 422)
+"""Statuses that speak of one request; others (401, 403, 404) of every request."""
 ReplyT = TypeVar("ReplyT", bound=pydantic.BaseModel)
+
+
+class RefusedContentError(RefusedError):
+    """A request refused for what it holds, too long or malformed, say: another may be taken."""
 
 
 class WireReply(pydantic.BaseModel):
@@ -61,6 +67,7 @@ class Endpoint:
 
         Raises:
             RefusedError, OverloadedError, EndpointError: see there.
+            RefusedContentError: status 400, 413 or 422.
         """
         try:
             reply = await self._client.post(path, json=body, headers=headers)
@@ -75,7 +82,8 @@ class Endpoint:
                 fix="Send fewer at a time, or try again later",
             )
         if 400 <= reply.status_code < 500:
-            raise RefusedError(
+            kind = RefusedContentError if reply.status_code in _OF_CONTENT else RefusedError
+            raise kind(
                 expected=f"a request that `{self.url}{path}` accepts",
                 found=f"status {reply.status_code}: {_message_of(reply)}",
                 fix="Correct the request",

@@ -1,6 +1,7 @@
 import gzip
 import io
 import tarfile
+import tracemalloc
 import zipfile
 from pathlib import Path
 
@@ -99,3 +100,22 @@ def test_altered_deb_is_reported(make_deb):
     path.write_bytes(content)
     with pytest.raises(CorruptFileError):
         check_archive(path)
+
+
+@pytest.mark.parametrize("kind", ["whl", "gz"])
+def test_of_a_long_member_no_more_is_decompressed_than_asked(kind: str, tmp_path: Path):
+    bomb = gzip.compress(b"\0" * 50_000_000)
+    files = {"x/bomb.txt.gz": bomb, "x/small.txt": b"text", "x/large.txt": b"a" * 5000}
+    path = tmp_path / f"x.{'whl' if kind == 'whl' else 'tar.gz'}"
+    if kind == "whl":
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as wheel:
+            for name, content in files.items():
+                wheel.writestr(name, content)
+    else:
+        path.write_bytes(tar_bytes(files, "gz"))
+    tracemalloc.start()
+    found = dict(read_members(path, ".*", 1001))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert found == {"x/bomb.txt": b"\0" * 1001, "x/small.txt": b"text", "x/large.txt": b"a" * 1001}
+    assert peak < 5_000_000

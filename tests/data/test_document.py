@@ -1,6 +1,8 @@
+import gzip
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -8,7 +10,15 @@ import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fivefold.data.document import Document, document_id, document_writer, read_documents
+from fivefold.data.document import (
+    Document,
+    LargeRowError,
+    document_id,
+    document_writer,
+    read_documents,
+    read_good_rows,
+    read_rows,
+)
 from fivefold.errors import CorruptFileError
 
 
@@ -116,3 +126,37 @@ def test_writer_killed_at_any_moment_leaves_no_file_of_that_name(tmp_path: Path)
     write(path, some_documents(3))
     assert list(read_documents(path)) == some_documents(3)
     assert [file.name for file in tmp_path.iterdir()] == ["x.jsonl.zst"]
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".jsonl.gz", ".jsonl.zst"])
+def test_a_row_longer_than_allowed_is_named_and_the_others_are_read(suffix: str, tmp_path: Path):
+    path = tmp_path / f"mine{suffix}"
+    # Lines that begin and end at, before and after the edges of the reader's blocks.
+    texts = ["a" * size for size in (1, 3_000_000, (1 << 20) - 25, 9, 1_500_000, 2)]
+    lines = "".join(json.dumps({"text": text}) + "\n" for text in texts).encode()
+    pack = {".gz": gzip.compress, ".zst": zstandard.ZstdCompressor().compress}
+    path.write_bytes(pack.get(path.suffix, bytes)(lines[:-1]))
+    assert [one.text for one in read_documents(path)] == texts
+    rows = list(read_rows(path, max_bytes=1 << 20))
+    assert [number for number, _ in rows] == [1, 2, 3, 4, 5, 6]
+    large = [number for number, row in rows if isinstance(row, LargeRowError)]
+    assert large == [2, 5]
+    assert [row.text for _, row in rows if isinstance(row, Document)] == [
+        text for text in texts if len(text) < 1 << 20
+    ]
+    path.write_bytes(pack.get(path.suffix, bytes)(b'{"no": "document"}\n'))
+    with pytest.raises(CorruptFileError, match="no text"):
+        list(read_good_rows(path, max_bytes=1 << 20))
+
+
+def test_reading_a_long_row_takes_time_in_proportion_to_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    path = tmp_path / "mine.jsonl"
+    path.write_text(json.dumps({"text": "a" * 1_000_000}))
+    monkeypatch.setattr("fivefold.data.document._BLOCK_BYTES", 64)
+    began = time.process_time()
+    (one,) = read_documents(path)
+    assert len(one.text) == 1_000_000
+    # 16 thousand blocks: what is joined anew for each takes 8 GB of copies.
+    assert time.process_time() - began < 0.5

@@ -22,7 +22,6 @@ from typing import TYPE_CHECKING
 from fivefold.artifact import write_json
 from fivefold.data.code.config import CodeConfig
 from fivefold.data.code.repository import CodeShard, digest_repository
-from fivefold.data.curate.account import check_chain
 from fivefold.data.curate.benchmark_items import decontamination_parts
 from fivefold.data.curate.dclm_baseline import Curated, digest_file
 from fivefold.data.curate.run import CurationRun, name_folders, remove_results, write_results
@@ -57,12 +56,9 @@ def run_glm5_code(
     files = run.decontaminate(files)
     run.select(files, run.score(files))
     documents = [*run.pack(), *run.mine_issues()]
-    issues = [(name, one) for name, one in run.accounts.items() if name in _OF_ISSUES]
-    chain = [(name, one) for name, one in run.accounts.items() if name not in _OF_ISSUES]
     write_results(out, run.accounts, run.summary)
-    check_chain(chain, config.max_quarantined)
-    if issues:
-        check_chain(issues, config.max_quarantined)
+    run.check_accounts(_OF_ISSUES)
+    run.check_accounts(run.accounts.keys() - set(_OF_ISSUES))
     return Curated(documents, run.accounts, run.summary, run.empty_shards("read"))
 
 

@@ -263,7 +263,8 @@ def _recorded(package: Path) -> dict[str, PackagePath]:
 def _read_rows(shard: CodeShard, config: AdmitConfig) -> Iterator[CodeFile]:
     rows = (
         ((number, row), _row_record(row), row.text.encode() if row else b"")
-        for number, row in read_good_rows(shard.path)
+        for number, found in read_good_rows(shard.path)
+        for row in [found if isinstance(found, Document) else None]
     )
     for (number, row), content, state in realign(rows):
         if row is None:

@@ -1,6 +1,6 @@
 """Benchmark files of any usual shape to items: a question and, where there is one, its answer.
 
-Files come as JSON, JSON lines (under either name), CSV, TSV, Parquet or plain text, also gzipped.
+Files come as JSON, JSON lines (under either name), CSV, TSV, Parquet or plain text, compressed too.
 A question is what stands under a name such as `question`, `prompt` or `problem`, however deep, and
 its answer under one such as `answer` or `solution` beside it; a list of bare strings is a question
 and its labels; a text file is one question. What stands under other names (contexts, function
@@ -11,7 +11,6 @@ below the one that was given, or after the file itself.
 """
 
 import csv
-import gzip
 import io
 import json
 from collections.abc import Iterable, Iterator, Sequence
@@ -21,6 +20,7 @@ from typing import Any
 
 import xxhash
 
+from fivefold.data.document import read_content
 from fivefold.errors import ConfigError, CorruptFileError, MissingFileError
 
 _PROMPT_NAMES = (
@@ -33,6 +33,7 @@ _ANSWER_NAMES = (
 )
 _PROMPTS, _ANSWERS = frozenset(_PROMPT_NAMES.split()), frozenset(_ANSWER_NAMES.split())
 _SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".md", ".txt")
+_COMPRESSED = (".gz", ".zst")
 _NOT_ITEMS = ("readme", "license", "licence")
 
 
@@ -77,7 +78,7 @@ def find_benchmarks(paths: Sequence[str]) -> list[BenchmarkFile]:
         readable = [path for path in files if _is_readable(path)]
         if not readable:
             raise ConfigError(
-                expected=f"files that end in {', '.join(_SUFFIXES)}, or .gz, at `{given}`",
+                expected=f"files that end in {', '.join((*_SUFFIXES, *_COMPRESSED))}, at `{given}`",
                 found=f"{len(files)} other files",
                 fix="Choose another path, or convert them to JSON lines",
             )
@@ -86,8 +87,14 @@ def find_benchmarks(paths: Sequence[str]) -> list[BenchmarkFile]:
 
 
 def _is_readable(path: Path) -> bool:
+    name = _plain_name(path)
+    return name.endswith(_SUFFIXES) and not name.startswith(_NOT_ITEMS)
+
+
+def _plain_name(path: Path) -> str:
+    """Return a file's name in lower case, without the suffix of a compression."""
     name = path.name.lower()
-    return name.removesuffix(".gz").endswith(_SUFFIXES) and not name.startswith(_NOT_ITEMS)
+    return name.rpartition(".")[0] if name.endswith(_COMPRESSED) else name
 
 
 def _describe(path: Path, root: Path) -> BenchmarkFile:
@@ -123,11 +130,9 @@ def read_items(file: BenchmarkFile) -> Iterator[Item]:
 
 
 def _pairs(path: Path) -> Iterator[tuple[str, str]]:
-    name = path.name.lower().removesuffix(".gz")
+    name = _plain_name(path)
     try:
-        content = path.read_bytes()
-        if path.name.lower().endswith(".gz"):
-            content = gzip.decompress(content)
+        content = b"".join(read_content(path))
         if name.endswith(".parquet"):
             import pyarrow.parquet as parquet
 
@@ -140,7 +145,9 @@ def _pairs(path: Path) -> Iterator[tuple[str, str]]:
             yield from _walk(_read_csv(text, "\t" if name.endswith(".tsv") else ","))
         else:
             yield from _walk(_read_json(text))
-    except (ValueError, OSError, EOFError, csv.Error) as error:
+    except CorruptFileError:
+        raise
+    except (ValueError, OSError, csv.Error) as error:
         raise CorruptFileError(
             expected=f"a whole benchmark file at `{path}`",
             found=str(error)[:200],

@@ -19,10 +19,10 @@ from fivefold.artifact import atomic_write
 from fivefold.data.curate.account import EarlierError, trace_of
 from fivefold.data.curate.classifier import load_classifier
 from fivefold.data.curate.config import QualityClassifierConfig
-from fivefold.data.curate.step import JudgeStep, document_to_page, time_limit
+from fivefold.data.curate.step import JudgeStep, document_to_page, is_of_the_run, time_limit
 from fivefold.data.curate.verdict import Verdict
 from fivefold.data.document import Document, read_documents
-from fivefold.errors import CorruptFileError, FivefoldError
+from fivefold.errors import CorruptFileError
 
 FAILED = -1.0
 """Score of a document on which the model failed; no probability is below 0."""
@@ -32,16 +32,16 @@ def score_or_trace(score: Callable[[], float], page_seconds: float) -> tuple[flo
     """Return a score and no trace, or FAILED and the trace of where the model failed.
 
     Raises:
-        FivefoldError: as the model does; no document is to blame.
+        FivefoldError: as the model does, where no document is to blame.
     """
     try:
         with time_limit(page_seconds):
             value = score()
             assert value == value, "the model gave no number"
-    except FivefoldError:
-        raise
     # Whoever needs the score quarantines the document, so that it is in the accounts.
-    except Exception as error:  # noqa: BLE001
+    except Exception as error:
+        if is_of_the_run(error):
+            raise
         return FAILED, trace_of(error)
     return value, ""
 
@@ -86,6 +86,11 @@ def has_traces(folder: Path) -> bool:
     import pyarrow.parquet as parquet
 
     return all("trace" in parquet.read_schema(file).names for file in folder.glob("*.parquet"))
+
+
+def holds_failures(folder: Path) -> bool:
+    """Return whether a model failed on a document of a folder of scores."""
+    return has_traces(folder) and any(any(read_traces(file)) for file in folder.glob("*.parquet"))
 
 
 def write_scores(path: Path, rows: Sequence[tuple[str, float, str]]) -> None:

@@ -20,7 +20,7 @@ import numpy as np
 import xxhash
 
 from fivefold.config import Config
-from fivefold.data.curate.account import Account, check_chain
+from fivefold.data.curate.account import Account
 from fivefold.data.curate.benchmark_items import decontamination_parts
 from fivefold.data.curate.classifier import score_threshold
 from fivefold.data.curate.config import CurateConfig, PageConfig, QualityClassifierConfig
@@ -82,7 +82,7 @@ def run_dclm_baseline(
         last, tasks = "select", len(documents)
     summary = read_summary(run.folders[last] / "summary", tasks)
     write_results(out, run.accounts, summary)
-    check_chain(list(run.accounts.items()), config.max_quarantined)
+    run.check_accounts()
     return Curated(documents, run.accounts, summary, run.empty_shards("extract"), threshold)
 
 

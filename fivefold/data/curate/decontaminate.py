@@ -5,8 +5,8 @@ Chinese character one word; so that other cases, spaces, line breaks and punctua
 Of every item the runs of 13 words (`ngram_words`) of its question and, going on from there, of its
 answer are hashed into a sorted array. An item is found where a run with a word of its answer is
 found, or half of its question's runs. An item of fewer than 13 words is one run of its own length;
-one of fewer than 8 is not looked for: ordinary texts hold it. Runs in more than 10 items are
-boilerplate and nobody's.
+one of fewer than 8 is not looked for: ordinary texts hold it. Runs in more than 10 different items
+are boilerplate and nobody's; copies of an item are one.
 
 Surprise: a calculator's marks (`<<48/2=24>>`) stand in some copies of an answer and not in others,
 so both forms are indexed.
@@ -136,14 +136,18 @@ def build_index(
     names: list[tuple[str, str]] = []
     runs: dict[tuple[int, int], dict[int, bool]] = {}
     counts: dict[str, dict[str, int]] = {}
+    first: dict[tuple[str, str], int] = {}
+    copies: defaultdict[int, list[str]] = defaultdict(list)
     for number, item in enumerate(items):
         count = counts.setdefault(item.benchmark, {"items": 0, "short": 0, "boilerplate": 0})
         count["items"] += 1
         names.append((item.benchmark, item.name))
+        original = first.setdefault((item.prompt, item.answer), number)
+        copies[original].append(item.benchmark)
         hashed = _item_runs(item, config)
         count["short"] += not hashed
         for key, is_answer in hashed.items():
-            runs.setdefault(key, {})[number] = is_answer
+            runs.setdefault(key, {})[original] = is_answer
     kept = [
         (size, value, number, is_answer)
         for (size, value), owners in runs.items()
@@ -154,7 +158,8 @@ def build_index(
     has_run = {number for _, _, number, _ in kept}
     had_run = {number for owners in runs.values() for number in owners}
     for number in had_run - has_run:
-        counts[names[number][0]]["boilerplate"] += 1
+        for benchmark in copies[number]:
+            counts[benchmark]["boilerplate"] += 1
     columns = list(zip(*kept, strict=True)) or [(), (), (), ()]
     index = BenchmarkIndex(
         np.array(columns[1], np.uint64),

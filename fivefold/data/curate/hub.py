@@ -25,6 +25,10 @@ _READABLE = (".parquet", ".jsonl", ".jsonl.zst", ".jsonl.gz")
 _SECONDS = 60.0
 
 
+class UnreachableError(DownloadError):
+    """The Hub itself cannot be reached, whatever is asked of it."""
+
+
 @dataclass(frozen=True, slots=True)
 class HubFile:
     """A file of a data set."""
@@ -43,8 +47,10 @@ def fetch_dataset(
     With `members` only the files whose whole names match; a cache holds one choice of a data set.
 
     Raises:
-        ConfigError: no name of a data set, or one without files that can be read.
-        DownloadError: no network, no such data set, or a file that does not arrive whole.
+        ConfigError: no name of a data set.
+        DownloadError: no such data set, none of its files can be read, or one does not arrive
+            whole.
+        UnreachableError: no network.
         StorageError: the cache cannot be written.
     """
     matched = _NAME.fullmatch(given.removeprefix(PREFIX))
@@ -71,8 +77,9 @@ def fetch_dataset(
             commit, listed = _list_files(client, endpoint, name, revision)
             listed = [one for one in listed if members is None or members.fullmatch(one.name)]
             if not listed:
-                raise ConfigError(
-                    expected=f"files that end in {', '.join(_READABLE)} in `{given}`",
+                named = f" and match `{members.pattern}`" if members else ""
+                raise DownloadError(
+                    expected=f"files that end in {', '.join(_READABLE)}{named} in `{given}`",
                     found="none",
                     fix="Choose another data set, or a revision such as `@refs/convert/parquet`",
                 )
@@ -83,6 +90,10 @@ def fetch_dataset(
                     place = f"{endpoint}/datasets/{name}/resolve/{commit}/{quote(file.name)}"
                     _download(client, place, path, file)
                 found.append((file.name, path))
+        except httpx.TransportError as error:
+            raise _download_error(
+                given, str(error) or type(error).__name__, UnreachableError
+            ) from error
         except httpx.HTTPError as error:
             raise _download_error(given, str(error) or type(error).__name__) from error
     write_json(record, {"commit": commit, "files": [asdict(file) for file in listed]})
@@ -132,8 +143,10 @@ def _is_whole(path: Path, file: HubFile) -> bool:
         return hashlib.file_digest(content, "sha256").hexdigest() == file.sha256
 
 
-def _download_error(what: str, found: str) -> DownloadError:
-    return DownloadError(
+def _download_error(
+    what: str, found: str, kind: type[DownloadError] = DownloadError
+) -> DownloadError:
+    return kind(
         expected=f"to download `{what}` from the Hugging Face Hub",
         found=found[:300],
         fix="Check the name and the network and try again, or copy its Parquet files here and name "

@@ -3,7 +3,8 @@
 The parser is C++ code over hostile input. A signal handler of Python would wait until such a call
 returns, so each page is extracted in a child that the kernel ends when it has used its processor
 time (the default action of SIGVTALRM); the page is then an error of the caller's, and the next one
-gets a new child. Processor time, not wall time: a busy machine changes no result.
+gets a new child. Processor time, not wall time: a busy machine changes no result. Only a child that
+says nothing for many times as long, because it waits for something, is ended by the clock.
 
 Run as a module this file is the child: frames of a length and a pickle come in and go out.
 """
@@ -15,6 +16,7 @@ import struct
 import subprocess
 import sys
 import traceback
+from multiprocessing.connection import wait
 from types import TracebackType
 from typing import IO, Any, Self
 
@@ -22,6 +24,10 @@ from fivefold.data.curate.web_page import Extracted, Extractor, PageForm, extrac
 from fivefold.errors import ConfigError
 
 _LENGTH = struct.Struct("<Q")
+_PATIENCE = 20
+"""Seconds by the clock for each one of processor time."""
+_LEAST_SECONDS = 60.0
+"""By the clock, whatever the processor time: a child takes seconds to begin on a busy machine."""
 
 
 class PageProcessError(Exception):
@@ -70,6 +76,10 @@ class PageProcess:
         assert child.stdout, "the child was begun with pipes"
         try:
             _send(child.stdin, (content, form, charset, main_content, extractor, self._seconds))
+            patience = max(_LEAST_SECONDS, _PATIENCE * self._seconds)
+            if not wait([child.stdout.fileno()], patience):
+                self._end()
+                raise PageProcessError(f"no answer within {patience:g} s by the clock")
             answer = _receive(child.stdout)
         except (BrokenPipeError, EOFError):
             answer = None

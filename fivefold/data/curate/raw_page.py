@@ -5,9 +5,7 @@ page beyond the size limit, an image in a WARC, a row without a text) is still y
 reason, so that the accounts hold it.
 """
 
-import gzip
 import logging
-import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,7 +16,13 @@ from fivefold.data.curate.page_process import PageProcess, PageProcessError
 from fivefold.data.curate.shard import Shard, page_form
 from fivefold.data.curate.warc import read_warc
 from fivefold.data.curate.web_page import PageForm
-from fivefold.data.document import Document, document_id, read_good_rows
+from fivefold.data.document import (
+    Document,
+    LargeRowError,
+    document_id,
+    read_content,
+    read_good_rows,
+)
 from fivefold.data.extract import extract_texts
 from fivefold.errors import CorruptFileError, StorageError
 
@@ -51,26 +55,31 @@ def read_shard(shard: Shard, config: ExtractConfig) -> Iterator[RawPage | Docume
         StorageError: it cannot be read.
     """
     if shard.kind == "rows":
-        yield from _read_rows(shard)
+        yield from _read_rows(shard, config)
     elif shard.kind == "table":
         yield from _read_table(shard)
     elif shard.kind == "warc":
         yield from _read_warc(shard, config)
     elif shard.kind == "archive":
-        for name, content in read_members(shard.path, shard.members):
+        for name, content in read_members(shard.path, shard.members, config.max_page_bytes + 1):
             yield from _pages(shard, name, content, page_form(name, shard.form), config)
     else:
         yield from _read_page(shard, config)
 
 
-def _read_rows(shard: Shard) -> Iterator[RawPage | Document]:
-    """Yield documents, and bad rows as refused pages.
+def _read_rows(shard: Shard, config: ExtractConfig) -> Iterator[RawPage | Document]:
+    """Yield documents, and rows that are bad or too large as refused pages.
 
     Raises:
         CorruptFileError: no row can be read: these are no documents.
     """
-    for number, row in read_good_rows(shard.path, shard.source):
-        yield row or _bad_row(shard, number)
+    for number, row in read_good_rows(shard.path, shard.source, config.max_page_bytes):
+        if isinstance(row, Document):
+            yield row
+        elif isinstance(row, LargeRowError):
+            yield RawPage(f"{shard.name}#{number}", b"", refusal="extract.too_large")
+        else:
+            yield _bad_row(shard, number)
 
 
 def read_texts(shards: Sequence[Shard], config: ExtractConfig) -> Iterator[Document]:
@@ -121,23 +130,18 @@ def _read_page(shard: Shard, config: ExtractConfig) -> Iterator[RawPage | Docume
         if shard.path.stat().st_size > config.max_page_bytes:
             yield RawPage(shard.name, b"", refusal="extract.too_large")
             return
-        content = shard.path.read_bytes()
+        content = bytearray()
+        for block in read_content(shard.path):
+            content += block
+            if len(content) > config.max_page_bytes:
+                break
     except OSError as error:
         raise StorageError(
             expected=f"to be able to read `{shard.path}`",
             found=str(error.strerror),
             fix="Correct the file's permissions, or leave it out of the sources",
         ) from error
-    if shard.path.suffix.lower() == ".gz":
-        try:
-            content = gzip.decompress(content)
-        except (OSError, EOFError, zlib.error) as error:
-            raise CorruptFileError(
-                expected=f"a whole gzip file at `{shard.path}`",
-                found=str(error),
-                fix="Copy the file again, or leave it out of the sources",
-            ) from error
-    yield from _pages(shard, shard.name, content, shard.form, config)
+    yield from _pages(shard, shard.name, bytes(content), shard.form, config)
 
 
 def _pages(

@@ -8,7 +8,7 @@ everything.
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,7 +16,7 @@ import xxhash
 
 from fivefold.artifact import read_json, remove, write_json
 from fivefold.config import Config, hash_config
-from fivefold.data.curate.account import Account, read_accounts
+from fivefold.data.curate.account import Account, QuarantineError, check_chain, read_accounts
 from fivefold.data.curate.config import BloomConfig, EngineConfig, MinHashConfig
 from fivefold.stage import Track
 
@@ -30,6 +30,12 @@ logger = logging.getLogger(__name__)
 
 BENCHMARKS_FILE = "benchmarks.json"
 """Beside the stages' folders: counts of items by benchmark, and those that are not in the cache."""
+_APART = ("benchmarks", "detector")
+"""Stages that read no document of the run."""
+_SCORES = ("rule", "score", "assess")
+"""Stages of scores, whose traces are accounted for where the scores are needed."""
+_TRACED_IN = {"dedup": "sign", "refuse": "outline"}
+"""Stages that account for what an earlier one failed on."""
 
 
 class CurationRun:
@@ -41,6 +47,7 @@ class CurationRun:
         """Work in `folders`, by stage."""
         self.folders = folders
         self.accounts: dict[str, Account] = {}
+        self._stages: dict[str, str] = {}
         self._config = config
         self._track = track
 
@@ -75,6 +82,42 @@ class CurationRun:
         accounts = self.folders[stage] / "accounts"
         for name in names:
             self.accounts[name] = read_accounts(accounts / name, tasks or self._config.tasks)
+            self._stages[name] = stage
+
+    def check_accounts(self, left_out: Collection[str] = ()) -> None:
+        """Assert that the accounts are a chain, and that few documents failed; see `check_chain`.
+
+        Raises:
+            QuarantineError: too many; the stages that failed run again at the next launch.
+        """
+        chain = [(name, one) for name, one in self.accounts.items() if name not in left_out]
+        try:
+            check_chain(chain, self._config.max_quarantined)
+        except QuarantineError:
+            for stage in {self._stages[name] for name, one in chain if one.quarantined}:
+                self.forget(self._where_it_failed(stage))
+            raise
+
+    def forget(self, stage: str) -> None:
+        """Remove what a stage and those after it made: what failed there is no finished work.
+
+        So whatever mends it, even what is in no folder's name (a server, `page_seconds`), does so
+        at the next launch.
+        """
+        names = list(self.folders)
+        for name in names[names.index(stage) :]:
+            if name not in _APART:
+                remove(self.folders[name])
+
+    def _where_it_failed(self, stage: str) -> str:
+        """Return the first stage that left traces of what `stage` accounts for."""
+        from fivefold.data.curate.classify_step import holds_failures
+
+        if stage in ("select", "natural"):
+            known = [name for name in _SCORES if name in self.folders]
+            return next((n for n in known if holds_failures(self.folders[n])), stage)
+        earlier = _TRACED_IN.get(stage, stage)
+        return earlier if earlier in self.folders else stage
 
     def task_files(self, stage: str) -> list[Path]:
         """Return the files of documents that a stage's tasks write."""

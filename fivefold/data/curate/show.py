@@ -95,7 +95,8 @@ def describe_benchmarks(facts: Mapping[str, Any] | None) -> list[str]:
         return ["benchmarks: none looked for; documents may hold items of them"]
     found = {name: looked_for(one) for name, one in counts.items()}
     shown = ", ".join(f"{name} {number:,}" for name, number in sorted(found.items()) if number)
-    lines = [f"benchmarks: no document holds any of {sum(found.values()):,} items ({shown})"]
+    named = f" ({shown})" if shown else ""
+    lines = [f"benchmarks: looked for {sum(found.values()):,} items{named}"]
     if short := {name: one["short"] for name, one in counts.items() if one["short"]}:
         named = ", ".join(f"{name} {number:,}" for name, number in sorted(short.items()))
         lines.append(f"not looked for, as ordinary text holds such few words: {named}")

@@ -170,9 +170,14 @@ class ReadShare(PipelineStep):
 def is_of_the_run(error: Exception) -> bool:
     """Return whether no document is to blame for an error, and so every other one would meet it.
 
-    A damaged file is one of many inputs; every other error with words asks the user for something.
+    A damaged file is one of many inputs, and a server may refuse one text for its length; every
+    other error with words asks the user for something.
     """
-    return isinstance(error, FivefoldError) and not isinstance(error, CorruptFileError)
+    # The client of servers takes long to import, and most runs meet neither it nor an error.
+    from fivefold.text.endpoint import RefusedContentError
+
+    of_a_document = CorruptFileError, RefusedContentError
+    return isinstance(error, FivefoldError) and not isinstance(error, of_a_document)
 
 
 class JudgeStep(PipelineStep):

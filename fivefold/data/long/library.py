@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from fivefold.artifact import atomic_write
 from fivefold.data.document import Document, document_writer, read_documents
-from fivefold.data.long.chunk import cut_into_chunks
+from fivefold.data.long.chunk import Chunk, cut_into_chunks
 from fivefold.data.long.config import IndexConfig
 from fivefold.data.long.measure import Ruler
 from fivefold.data.long.vectors import HashedTfidf, content_words, nearest
@@ -101,6 +101,16 @@ def choose_roots(documents: Sequence[Document], candidates: Sequence[int], count
     return set(ranked[:count])
 
 
+@dataclass(frozen=True)
+class CutDocument:
+    """A document with its chunks."""
+
+    document: Document
+    chunks: Sequence[Chunk]
+    words: Counter[str]
+    """In how many of the chunks a word stands."""
+
+
 class LibraryBuilder:
     """Cuts documents, which come in the order of their ids; embeds and writes them at the end."""
 
@@ -111,16 +121,20 @@ class LibraryBuilder:
         self._rows: list[tuple[int, int, int, int]] = []
         self._frequencies: Counter[str] = Counter()
 
-    def add(self, document: Document) -> None:
-        """Cut a document and count its words; what fails on the way leaves nothing of it."""
+    def cut(self, document: Document) -> CutDocument:
+        """Cut a document and count its words; the library has nothing of it before `add`."""
         chunks = cut_into_chunks(document.text, self._config.chunk_tokens, self._ruler)
         words: Counter[str] = Counter()
         for chunk in chunks:
             words.update(set(content_words(document.text[chunk.begin : chunk.end])))
+        return CutDocument(document, chunks, words)
+
+    def add(self, cut: CutDocument) -> None:
+        """Take a document that has been cut."""
         number = len(self._documents)
-        self._rows += [(number, one.begin, one.end, one.tokens) for one in chunks]
-        self._frequencies.update(words)
-        self._documents.append(document)
+        self._rows += [(number, one.begin, one.end, one.tokens) for one in cut.chunks]
+        self._frequencies.update(cut.words)
+        self._documents.append(cut.document)
 
     def write(self, folder: Path) -> None:
         """Embed everything and write the library."""

@@ -21,9 +21,8 @@ from typing import TYPE_CHECKING
 
 import xxhash
 
-from fivefold.artifact import atomic_write, digest_directory, write_json
+from fivefold.artifact import atomic_write, digest_directory, remove, write_json
 from fivefold.config import hash_config
-from fivefold.data.curate.account import check_chain
 from fivefold.data.curate.benchmark_items import decontamination_parts
 from fivefold.data.curate.dclm_baseline import Curated, digest_file
 from fivefold.data.curate.run import CurationRun, name_folders, remove_results, write_results
@@ -117,7 +116,8 @@ class _Run(CurationRun):
         self.execute("library", [builder], 1)
         self.enter("library", ["unique"], 1)
         if self._is_scored:
-            self.execute("score", [ScoreLong(library, config, self.folders["score"])])
+            scorer = ScoreLong(library, config, self.folders["score"])
+            self.execute_scores("score", [scorer], config.tasks)
 
     @property
     def _is_scored(self) -> bool:
@@ -136,11 +136,18 @@ class _Run(CurationRun):
 
     def check(self) -> None:
         """Assert that every method accounts for every document, and that few failed."""
-        before = [(name, one) for name, one in self.accounts.items() if name not in METHODS]
+        before = self.accounts.keys() - set(self.methods)
         for method in self.methods:
-            own = [(method, self.accounts[method])]
-            chain = own if method == "mrcr" else [*before, *own]
-            check_chain(chain, self.config.max_quarantined)
+            others = set(self.methods) - {method}
+            self.check_accounts(others | before if method == "mrcr" else others)
+
+    def forget(self, stage: str) -> None:
+        """See `CurationRun`; `natural` alone reads scores, and nothing a method's work."""
+        read_by = {"score": ("score", "natural"), **{name: (name,) for name in METHODS}}
+        if stage not in read_by:
+            super().forget(stage)
+        for name in read_by.get(stage, ()):
+            remove(self.folders[name])
 
     def warn_of_weak_model(self) -> None:
         """Say so where the model does not even make use of a copy of what it is asked."""

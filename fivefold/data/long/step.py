@@ -7,9 +7,8 @@ a unit on which it fails is quarantined with its trace and the others go on.
 
 import heapq
 import json
-import logging
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +16,7 @@ from datatrove.data import Document as Page
 from datatrove.pipeline.base import PipelineStep
 
 from fivefold.artifact import atomic_write, write_json
-from fivefold.data.curate.account import Account
+from fivefold.data.curate.account import Account, EarlierError, trace_of
 from fivefold.data.curate.dedup_step import order_key, task_file
 from fivefold.data.curate.step import is_of_the_run, time_limit
 from fivefold.data.curate.summary import Summary
@@ -36,8 +35,6 @@ from fivefold.data.long.natural import Natural, length_reason
 from fivefold.data.long.nextlong import NextLong
 from fivefold.data.long.repository import Repository
 from fivefold.data.long.scorer import BitsPerByte, open_model
-
-logger = logging.getLogger(__name__)
 
 _MODEL_PATIENCE = 100
 """Times `page_seconds` that a model may take for a document: a large one is slow with any."""
@@ -81,8 +78,7 @@ class BuildLibrary(PipelineStep):
                     fingerprint = text_fingerprint(document.text)
                     reason = "unique.exact" if fingerprint in seen else ""
                     reason = "unique.id" if document.id in ids else reason
-                    if not reason:
-                        builder.add(document)
+                    cut = None if reason else builder.cut(document)
             # Whatever a document does to the library, the others go on; the trace is kept.
             except Exception as error:
                 if is_of_the_run(error):
@@ -90,7 +86,8 @@ class BuildLibrary(PipelineStep):
                 account.quarantine(document.id, document.url, error)
                 continue
             account.settle(document.id, document.url, Verdict(document.text, reason))
-            if not reason:
+            if cut:
+                builder.add(cut)
                 seen.add(fingerprint)
                 ids.add(document.id)
         account.check()
@@ -107,7 +104,7 @@ class ScoreLong(PipelineStep):
     type = "fivefold"
 
     def __init__(self, library: Path, config: LongConfig, out: Path) -> None:
-        """Write `OUT/TASK.parquet` with id and bits_per_byte."""
+        """Write `OUT/TASK.parquet` with id, bits_per_byte and the trace of a failure."""
         super().__init__()
         self.library = str(library)
         self.config = config
@@ -123,30 +120,35 @@ class ScoreLong(PipelineStep):
         assert self.config.natural
         library = open_library(Path(self.library))
         scorer = BitsPerByte(open_model(self.config.model), self.config.natural.scored_windows)
-        ids, scores = [], []
+        ids, scores, traces = [], [], []
         for place in range(rank, len(library.documents), world_size):
             document = library.documents[place]
             tokens = int(library.document_tokens[place])
             if not length_reason(document.text, tokens, self.config.natural):
                 ids.append(document.id)
-                scores.append(self._score(scorer, document))
+                score, trace = self._score(scorer, document)
+                scores.append(score)
+                traces.append(trace)
         values = np.array(scores, np.float64)
-        columns = {"id": arrow.array(ids, arrow.string()), "bits_per_byte": values}
+        columns = {
+            "id": arrow.array(ids, arrow.string()),
+            "bits_per_byte": values,
+            "trace": arrow.array(traces, arrow.string()),
+        }
         with atomic_write(Path(self.out) / f"{rank:05d}.parquet") as partial:
             parquet.write_table(arrow.table(columns), partial, compression="zstd")
         yield from ()
 
-    def _score(self, scorer: BitsPerByte, document: Document) -> float:
-        """Return bits per byte; NaN, of which the method `natural` says so, where that fails."""
+    def _score(self, scorer: BitsPerByte, document: Document) -> tuple[float, str]:
+        """Return bits per byte and no trace, or NaN and the trace of where the model failed."""
         try:
             with time_limit(_MODEL_PATIENCE * self.config.page_seconds):
-                return float(scorer.score([document.text])[0])
-        # One document does not stop the others.
+                return float(scorer.score([document.text])[0]), ""
+        # One document does not stop the others; the method `natural` quarantines it.
         except Exception as error:
             if is_of_the_run(error):
                 raise
-            logger.warning("no bits per byte for document %s: %s", document.id, error)
-            return math.nan
+            return math.nan, trace_of(error)
 
 
 def read_long_scores(folder: Path) -> dict[str, float]:
@@ -159,6 +161,18 @@ def read_long_scores(folder: Path) -> dict[str, float]:
         pairs = zip(table["id"].to_pylist(), table["bits_per_byte"].to_pylist(), strict=True)
         scores.update(pairs)
     return scores
+
+
+def read_long_traces(folder: Path) -> dict[str, str]:
+    """Return where the model failed by document id, of the documents on which it did."""
+    import pyarrow.parquet as parquet
+
+    traces: dict[str, str] = {}
+    for path in sorted(folder.glob("*.parquet")):
+        table = parquet.read_table(path, columns=["id", "trace"])
+        pairs = zip(table["id"].to_pylist(), table["trace"].to_pylist(), strict=True)
+        traces.update((name, trace) for name, trace in pairs if trace)
+    return traces
 
 
 def make_method(
@@ -199,12 +213,13 @@ class Synthesise(PipelineStep):
         """Make the sequences of this task."""
         out = Path(self.out)
         scores = read_long_scores(Path(self.scores)) if self.scores else None
+        traces = read_long_traces(Path(self.scores)) if self.scores else {}
         method = make_method(self.name, open_library(Path(self.library)), self.config, scores)
         account, summary = Account(), Summary()
         conversations: list[bytes] = []
         with document_writer(sequence_file(out, self.name, rank)) as write:
             for unit in method.units(rank, world_size):
-                for made in self._make(method, unit, account):
+                for made in self._make(method, unit, account, traces):
                     if made.sequence:
                         sequence = _take_conversation(made.sequence, conversations)
                         summary.enter(sequence.text, sequence.source, sequence.lang)
@@ -218,13 +233,18 @@ class Synthesise(PipelineStep):
         write_json(out / "accounts" / self.name / f"{rank:05d}.json", account.to_json())
         yield from ()
 
-    def _make(self, method: Method, unit: Unit, account: Account) -> list[Made]:
+    def _make(
+        self, method: Method, unit: Unit, account: Account, traces: Mapping[str, str]
+    ) -> list[Made]:
         for document in unit.documents:
             account.enter(document.text)
         patience = _MODEL_PATIENCE if self.name in WITH_MODEL else 1
         try:
             # A unit may take as long as all of its documents together.
             with time_limit(patience * self.config.page_seconds * max(1, len(unit.documents))):
+                for document in unit.documents:
+                    if document.id in traces:
+                        raise EarlierError(traces[document.id])
                 outcomes = method.make(unit)
         # Whatever a unit does to a method, the others go on; the trace is kept and counted.
         except Exception as error:

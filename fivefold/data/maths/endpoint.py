@@ -11,6 +11,7 @@ Chats and not ids go over the wire: the server's own template is what its model 
 
 import asyncio
 import json
+import logging
 import math
 import statistics
 from collections.abc import Sequence
@@ -23,7 +24,9 @@ from numpy.typing import NDArray
 from fivefold.data.maths.config import ScorerConfig
 from fivefold.errors import MissingFileError
 from fivefold.text.completer import EndpointError, OverloadedError
-from fivefold.text.endpoint import Endpoint, WireReply
+from fivefold.text.endpoint import Endpoint, RefusedContentError, WireReply
+
+logger = logging.getLogger(__name__)
 
 _PATH = "/v1/chat/completions"
 _WAIT_SECONDS = 1.0
@@ -72,14 +75,21 @@ class EndpointScorer:
         self._transport = transport
         self._rubric = rubric
         self._key = _read_key(config.api_key_file)
+        self._refused: list[RefusedContentError] = []
 
     def score(self, texts: Sequence[str]) -> NDArray[np.float64]:
         """Return the marks, 0 to 5; NaN where no answer, or none of the form, came.
 
         Raises:
-            RefusedError: the server refuses the request itself.
+            RefusedError: the server refuses every request.
         """
-        return np.array(asyncio.run(self._score(texts)), dtype=np.float64)
+        self._refused.clear()
+        marks = np.array(asyncio.run(self._score(texts)), dtype=np.float64)
+        if self._refused:
+            logger.warning(
+                "%d requests for marks refused, the first: %s", len(self._refused), self._refused[0]
+            )
+        return marks
 
     async def _score(self, texts: Sequence[str]) -> list[float]:
         config = self._config
@@ -124,7 +134,10 @@ class EndpointScorer:
                 async with turns:
                     document = await endpoint.post(_PATH, body)
                 reply = endpoint.read(_Reply, document, _PATH)
-            # A failure is counted; a refusal is the user's mistake and ends the run.
+            except RefusedContentError as error:
+                self._refused.append(error)
+                return None
+            # A failure is counted; any other refusal is the user's mistake and ends the run.
             except (OverloadedError, EndpointError):
                 if attempt + 1 < self._config.attempts:
                     await asyncio.sleep(_WAIT_SECONDS * 2**attempt)

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING
 
 from fivefold.artifact import digest_directory, read_json, write_json
 from fivefold.config import Config
-from fivefold.data.curate.account import check_chain
 from fivefold.data.curate.benchmark_items import decontamination_parts
 from fivefold.data.curate.dclm_baseline import Curated, digest_file, digest_shards
 from fivefold.data.curate.run import CurationRun, name_folders, remove_results, write_results
@@ -66,7 +65,7 @@ def run_glm5_math(
     accounts = run.stages.accounts
     summary = read_summary(run.folders["select"] / "summary", len(files))
     write_results(out, accounts, summary)
-    check_chain(list(accounts.items()), config.max_quarantined)
+    run.stages.check_accounts()
     run.report(out, len(files))
     return Curated(documents, accounts, summary, run.stages.empty_shards("extract"))
 
@@ -164,13 +163,7 @@ class _Run:
 
     def score(self, files: list[Path]) -> None:
         """Label a sample, learn from it, score everything."""
-        from fivefold.data.curate.classify_step import score_file
-        from fivefold.data.maths.score_step import (
-            LabelParts,
-            LearnHead,
-            ScoreMaths,
-            check_failures,
-        )
+        from fivefold.data.maths.score_step import LabelParts, LearnHead, ScoreMaths
 
         config, folders, distil = self.config, self.folders, self.config.distil
         learned, seconds = None, config.page_seconds
@@ -180,13 +173,22 @@ class _Run:
             labels = folders["label"]
             labeller = LabelParts(files, config.scorer, config.chunks, share, labels, seconds)
             self.stages.execute("label", [labeller], len(files))
-            check_failures([score_file(labels, file) for file in files], config.max_failed)
+            self._check_marks("label", labels, files)
             learned = folders["learn"]
             self.stages.execute("learn", [LearnHead(files, labels, distil, learned)], 1)
         scorer = ScoreMaths(files, config.scorer, learned, config.chunks, folders["score"], seconds)
         self.stages.execute_scores("score", [scorer], len(files))
-        parts = folders["score"] / "parts"
-        check_failures([score_file(parts, file) for file in files], config.max_failed)
+        self._check_marks("score", folders["score"] / "parts", files)
+
+    def _check_marks(self, stage: str, folder: Path, files: list[Path]) -> None:
+        from fivefold.data.curate.classify_step import score_file
+        from fivefold.data.maths.score_step import ScoringError, check_failures
+
+        try:
+            check_failures([score_file(folder, file) for file in files], self.config.max_failed)
+        except ScoringError:
+            self.stages.forget(stage)
+            raise
 
     def select(self, files: list[Path]) -> list[Path]:
         """Assign tiers; return the files of what stays."""

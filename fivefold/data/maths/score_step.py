@@ -29,7 +29,7 @@ from fivefold.data.curate.classify_step import (
     take_score,
     write_scores,
 )
-from fivefold.data.curate.step import JudgeStep, time_limit
+from fivefold.data.curate.step import JudgeStep, is_of_the_run, time_limit
 from fivefold.data.curate.verdict import Verdict
 from fivefold.data.document import Document, read_documents
 from fivefold.data.long.scorer import Scorer
@@ -100,16 +100,16 @@ def mark_parts(
     One part without a mark where the scorer broke; no reason where there is a mark.
 
     Raises:
-        RefusedError, ConfigError: a mistake of the user's, not of the document's.
+        FivefoldError: as the scorer does, where no document is to blame.
     """
     title = str(document.meta.get("title") or "")
     try:
         with time_limit(page_seconds):
             parts = score_parts(document.text, title, scorer, config)
-    except FivefoldError:
-        raise
     # One document does not stop the others; it is counted among the failures.
-    except Exception as error:  # noqa: BLE001
+    except Exception as error:
+        if is_of_the_run(error):
+            raise
         logger.warning("no mark for document %s: %s", document.id, error)
         return [Part(0, len(document.text))], trace_of(error)
     is_marked = any(part.score == part.score for part in parts)

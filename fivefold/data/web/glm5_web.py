@@ -16,7 +16,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fivefold.artifact import read_json, write_json
-from fivefold.data.curate.account import check_chain
 from fivefold.data.curate.dclm_baseline import (
     Curated,
     curate_pages,
@@ -60,7 +59,7 @@ def run_glm5_web(
     documents = _select(run, documents, config)
     summary = read_summary(run.folders["select"] / "summary", len(documents))
     write_results(out, run.accounts, summary)
-    check_chain(list(run.accounts.items()), config.max_quarantined)
+    run.check_accounts()
     plan = read_json(run.folders["tier"] / "plan.json")
     assert plan, "the stage `tier` wrote it"
     kept = sum(tier["documents"] for tier in plan["tiers"].values())
@@ -129,6 +128,7 @@ def _score_vectors(
         if config.knowledge and not config.knowledge.model:
             labeller = LabelKnowledge(documents, folders["score"], config, labels)
             run.execute("label", [labeller], len(documents))
+            _check_marks(run, documents, config.knowledge.label.max_failed)
         learner = LearnClassifiers(
             documents, folders["score"], labels, references, config, folders["learn"]
         )
@@ -142,6 +142,17 @@ def _score_vectors(
         config.page_seconds,
     )
     run.execute_scores("assess", [scorer], len(documents))
+
+
+def _check_marks(run: CurationRun, documents: list[Path], max_failed: float) -> None:
+    from fivefold.data.maths.score_step import ScoringError
+    from fivefold.data.web.label_step import read_marks
+
+    try:
+        read_marks(documents, run.folders["label"], max_failed)
+    except ScoringError:
+        run.forget("label")
+        raise
 
 
 def _select(run: CurationRun, documents: list[Path], config: WebConfig) -> list[Path]:

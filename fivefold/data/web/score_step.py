@@ -25,12 +25,11 @@ from fivefold.data.curate.classify_step import (
     score_file,
 )
 from fivefold.data.curate.config import QualityClassifierConfig
-from fivefold.data.curate.step import time_limit
+from fivefold.data.curate.step import is_of_the_run, time_limit
 from fivefold.data.document import Document, read_documents
 from fivefold.data.web.classifier import VectorClassifier
 from fivefold.data.web.config import Kind
 from fivefold.data.web.sample import HALVES, Sample, half_folder, half_of
-from fivefold.errors import FivefoldError
 
 _BATCH = 16
 _SCORES = ("embedding", "knowledge", "knowledge_probability")
@@ -119,10 +118,10 @@ class ScoreVectors(PipelineStep):
         try:
             with time_limit(self.page_seconds * len(documents)):
                 found = _ask(documents, models).tolist()
-        except FivefoldError:
-            raise
         # One of them is to blame: it alone is marked, for `SelectTiers` to quarantine.
-        except Exception as error:  # noqa: BLE001
+        except Exception as error:
+            if is_of_the_run(error):
+                raise
             if len(documents) == 1:
                 return [(FAILED, FAILED, FAILED, trace_of(error))]
             return [row for one in documents for row in self._score([one], models)]

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from data_builder import silent_track
 
+from fivefold.config import hash_config
 from fivefold.data.code.config import CodeConfig, PackConfig, TierConfig
 from fivefold.data.config import MixtureConfig, TokenizerTrainingConfig, TokensConfig
 from fivefold.data.corpus_config import CurateStageConfig, OwnClassifierConfig
@@ -27,6 +28,7 @@ from fivefold.data.stages import TokenizerStage, TokensStage
 from fivefold.data.web.config import ReferenceConfig, WebConfig
 from fivefold.errors import ConfigError
 from fivefold.metrics import StageMetrics, read_metrics
+from fivefold.recipes.own_benchmark import own_items
 from fivefold.stage import Selection, Stage, StageContext, run_stages
 from fivefold.text.config import TokenizerConfig
 from fivefold.text.tokenizer import load_tokenizer
@@ -94,6 +96,28 @@ def test_curated_pages_go_on_to_tokens_unchanged(tmp_path: Path, files: tuple[st
     assert written[-1]["data/raw_pages"] == 23
 
 
+def test_a_benchmark_that_is_fetched_later_makes_another_corpus(
+    tmp_path: Path, files: tuple[str, ...], caplog: pytest.LogCaptureFixture
+):
+    config = CurateStageConfig(files=files, dclm_baseline=PAGES, cache_dir=str(tmp_path / "cache"))
+    without = config.model_copy(
+        update={"dclm_baseline": PAGES.model_copy(update={"benchmarks": None}), "glm5_code": None}
+    )
+
+    def hashes() -> list[str]:
+        return [hash_config(CurateStage("corpus", one).config) for one in (config, without)]
+
+    before = hashes()
+    assert hashes() == before
+    rows = benchmark_folder("gsm8k", str(tmp_path / "cache")) / "rows.jsonl"
+    rows.parent.mkdir(parents=True)
+    rows.write_text(json.dumps({"question": "How many of the nine hens lay two eggs each day?"}))
+    after = hashes()
+    assert [a == b for a, b in zip(after, before, strict=True)] == [False, True]
+    stage = CurateStage("corpus", config)
+    assert hash_config(stage.with_config(stage.config).config) == after[0]
+
+
 def test_the_place_of_the_work_does_not_change_the_result(tmp_path: Path, files: tuple[str, ...]):
     digests = []
     rows = benchmark_folder("gsm8k", str(tmp_path / "cache")) / "rows.jsonl"
@@ -121,7 +145,9 @@ def test_the_place_of_the_work_does_not_change_the_result(tmp_path: Path, files:
         assert len(list((tmp_path / "work" / "dclm_baseline").glob(f"{stage}-*"))) == 1
     looked_for = json.loads((tmp_path / "a" / "corpus" / "benchmarks.json").read_text())["counts"]
     assert looked_for["gsm8k"]["items"] == 1
-    assert looked_for["own.sort"]["items"] == 400
+    assert looked_for["own.sort"]["items"] == sum(
+        one.benchmark == "own.sort" for one in own_items()
+    )
     block = json.loads((tmp_path / "a" / "corpus" / "page" / "16_benchmarks.json").read_text())
     assert ["gsm8k", 1, 1, 0, 0] in block["rows"]
     assert "Not in the cache, so not looked for: aime_2024" in block["note"]

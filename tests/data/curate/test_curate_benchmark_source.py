@@ -43,8 +43,9 @@ def cache_with_gsm8k(folder: Path) -> Path:
     return folder
 
 
-def heldout_question(skill: str, number: int) -> str:
-    config = ProceduralConfig.model_validate({"skill": skill, "split": "heldout"})
+def heldout_question(skill: str, number: int, levels: tuple[int, ...] = (1, 2, 3)) -> str:
+    given = {"skill": skill, "split": "heldout", "levels": levels}
+    config = ProceduralConfig.model_validate(given)
     return ProceduralTask(config).problem(number).prompt[-1].content
 
 
@@ -71,19 +72,28 @@ def test_own_and_fetched_items_are_dropped_by_default_and_the_rest_is_told(
     assert facts["missing"] == sorted(BENCHMARKS.keys() - {"gsm8k"})
     told = "\n".join(describe_benchmarks(facts))
     assert "gsm8k 1, own." in told
-    assert "such few words: gsm8k 1, own.add 400, own.compare 400" in told
+    for name in ("own.add", "own.compare"):
+        assert facts["counts"][name]["short"] == facts["counts"][name]["items"] >= 200
+    assert "such few words: gsm8k 1, own.add " in told
     assert "not in the cache, so not looked for: aime_2024" in told
     assert "`fivefold data get --benchmarks`" in told
 
 
 def test_without_benchmarks_that_is_told():
     assert "none looked for" in describe_benchmarks({"counts": {}, "missing": []})[0]
+    short = {"counts": {"b": {"items": 3, "short": 3, "boilerplate": 0}}, "missing": []}
+    assert describe_benchmarks(short)[0] == "benchmarks: looked for 0 items"
 
 
 def test_own_items_are_the_first_that_stages_examine_and_none_that_they_train_on():
     items = {(one.benchmark, one.prompt) for one in own_items()}
     assert ("own.sort", heldout_question("sort", 0)) in items
     assert ("own.sort", heldout_question("sort", 399)) in items
+    for levels in ((1,), (1, 2)):
+        size = 200 if levels == (1,) else 400
+        asked = {heldout_question("sort", number, levels) for number in range(size)}
+        assert {("own.sort", one) for one in asked} <= items
+    assert len({(one.prompt, one.answer) for one in own_items()}) == len(own_items())
     train = ProceduralTask(ProceduralConfig(skill="sort"))
     assert not {("own.sort", train.problem(n).prompt[-1].content) for n in range(500)} & items
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from fivefold.config import validate
 from fivefold.data.curate import classify_step
+from fivefold.data.curate.account import QuarantineError
 from fivefold.data.curate.classifier import (
     area_under_curve,
     load_classifier,
@@ -176,6 +177,24 @@ def test_a_page_on_which_the_model_failed_takes_no_place_of_the_best_share(
     account = curated.accounts["quality"]
     assert (account.documents_out, len(account.quarantined)) == (10, 10)
     assert curated.threshold == 0.5
+
+
+def test_a_model_that_failed_too_often_is_asked_again_once_it_is_mended(
+    tmp_path: Path, english: Callable[[int], str], monkeypatch: pytest.MonkeyPatch
+):
+    shards, model = write_corpus(tmp_path / "in", english), tmp_path / "model.bin"
+    model.write_bytes(b"any")
+    kept: dict[Path, int] = {}
+    for mark in (math.nan, 0.5):
+        monkeypatch.setattr(classify_step, "load_classifier", lambda *_, m=mark: lambda _: m)
+        if math.isnan(mark):
+            with pytest.raises(QuarantineError, match="the model gave no number"):
+                run(shards, model, tmp_path / "out", keep_share=1.0)
+            assert (tmp_path / "out" / "accounts.json").is_file()
+            kept = {p: p.stat().st_mtime_ns for p in (tmp_path / "out").glob("dedup-*/**/*")}
+    assert run(shards, model, tmp_path / "out", keep_share=1.0).summary.documents == 100
+    assert kept
+    assert {p: p.stat().st_mtime_ns for p in kept} == kept
 
 
 def test_scores_of_before_traces_are_made_again_when_they_are_needed(

@@ -131,11 +131,16 @@ def test_runs_that_many_items_share_are_nobodys():
     assert not decontaminate(shared, index, CONFIG).reason
     assert decontaminate(items[3].prompt, index, CONFIG).reason
     assert counts["b"]["boilerplate"] == 0
-    _, counts = build_index([Item("b", str(n), shared) for n in range(11)], CONFIG)
-    assert counts["b"]["boilerplate"] == 11
-    assert decontaminate(
-        shared, index_of(*(Item("b", str(n), shared) for n in range(10))), CONFIG
-    ).reason
+    others = [Item("b", str(n), shared + "!" * n) for n in range(11)]
+    index, counts = build_index([*others, Item("c", "copy", shared)], CONFIG)
+    assert [counts[name]["boilerplate"] for name in "bc"] == [11, 1]
+    assert not decontaminate(shared, index, CONFIG).reason
+    assert (
+        decontaminate(
+            shared, index_of(*(Item("b", str(n), shared) for n in range(11))), CONFIG
+        ).reason
+        == "benchmark.b"
+    )
 
 
 def test_cut_takes_item_and_margin_out_and_drops_where_little_is_left(

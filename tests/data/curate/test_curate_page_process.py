@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from fivefold.data.curate import page_process
 from fivefold.data.curate.config import ExtractConfig
 from fivefold.data.curate.extract_step import ExtractText, ReadShards
 from fivefold.data.curate.page_process import PageProcess, PageProcessError
@@ -44,6 +45,21 @@ def test_a_page_that_ends_its_process_is_named_and_the_next_one_goes_on():
         os.kill(child.pid, signal.SIGSEGV)
         with pytest.raises(PageProcessError, match="ended its process: SIGSEGV"):
             extract(process, PAGE)
+        assert extract(process, PAGE)
+
+
+def test_a_page_that_waits_without_working_is_ended_by_the_clock(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(page_process, "_LEAST_SECONDS", 0.3)
+    with PageProcess(60) as process:
+        extract(process, PAGE)
+        child = process._child
+        assert child
+        monkeypatch.setattr(page_process, "_PATIENCE", 0)
+        os.kill(child.pid, signal.SIGSTOP)
+        with pytest.raises(PageProcessError, match=r"no answer within 0\.3 s by the clock"):
+            extract(process, PAGE)
+        assert child.poll() is not None
+        monkeypatch.undo()
         assert extract(process, PAGE)
 
 

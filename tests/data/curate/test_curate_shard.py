@@ -94,6 +94,8 @@ def test_pages_that_cannot_be_read_go_for_a_reason(tmp_path: Path):
     ]
     (folder / "a.warc.gz").write_bytes(warc_bytes(records, ".warc.gz")[0])
     (folder / "huge.html").write_bytes(b"x" * 3000)
+    (folder / "bomb.html.gz").write_bytes(gzip.compress(b"x" * 1_000_000))
+    (folder / "rows.jsonl").write_text(f'{{"text": "{"x" * 3000}"}}\n{{"text": "row", "url": "u"}}')
     (folder / "broken.txt").write_text("bl\ufffd " * 50)
     (folder / "nothing.jsonl").write_bytes(b"")
     config = ALL.model_copy(update={"extract": ExtractConfig(max_page_bytes=2000)})
@@ -101,11 +103,11 @@ def test_pages_that_cannot_be_read_go_for_a_reason(tmp_path: Path):
     assert curated.accounts["extract"].drops == {
         "extract.content_type": 1,
         "extract.http_status": 1,
-        "extract.too_large": 2,
+        "extract.too_large": 4,
         "extract.empty": 1,
         "extract.undecodable": 1,
     }
-    assert texts_of(curated) == {"u:good": "good"}
+    assert texts_of(curated) == {"u:good": "good", "u": "row"}
     assert curated.empty == [str(folder / "nothing.jsonl")]
 
 
@@ -140,7 +142,7 @@ def test_files_that_are_not_read_are_counted_and_gzipped_pages_are_read(
         "a page",
     ]
     (tmp_path / "p.html.gz").write_bytes(b"<p>")
-    with pytest.raises(CorruptFileError, match=r"gzip file at .*p\.html\.gz"):
+    with pytest.raises(CorruptFileError, match=r"gzip members in .*p\.html\.gz"):
         list(read_texts(shards, ExtractConfig()))
 
 

@@ -10,11 +10,16 @@ from pathlib import Path
 import pyarrow
 import pyarrow.parquet as parquet
 import pytest
+import zstandard
+from data_builder import silent_track
 
+from fivefold.data.command import get_benchmarks
+from fivefold.data.curate.benchmark import find_benchmarks, read_items
+from fivefold.data.curate.benchmark_source import BenchmarkSource, cached_benchmarks
 from fivefold.data.curate.config import ExtractConfig
 from fivefold.data.curate.raw_page import read_texts
 from fivefold.data.curate.shard import find_shards
-from fivefold.errors import ConfigError, DownloadError
+from fivefold.errors import ConfigError, CorruptFileError, DownloadError
 
 COMMIT = "0123abcd"
 
@@ -113,8 +118,44 @@ def test_what_cannot_be_had_is_named(tmp_path: Path, hub: Hub):
     with pytest.raises(ConfigError, match="OWNER/NAME"):
         texts(tmp_path, hub.address, "hf:../x")
     hub.files = {"README.md": b"x"}
-    with pytest.raises(ConfigError, match=r"\.parquet"):
+    with pytest.raises(DownloadError, match=r"\.parquet"):
         texts(tmp_path, hub.address)
+
+
+def test_benchmarks_are_fetched_by_their_members_and_what_is_not_there_stops_no_other(
+    tmp_path: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch
+):
+    row = json.dumps({"question": "How many eggs lay the hens of the farm each day?"}).encode()
+    hub.files |= {"main/test.jsonl.zst": zstandard.ZstdCompressor().compress(row)}
+    entries = {
+        "gone": ("me/nothing", ".*"),
+        "empty": ("me/pages", "other/.*"),
+        "there": ("me/pages", "main/.*"),
+    }
+    sources = {
+        name: BenchmarkSource("hub", package, 1, "MIT", "eggs", members)
+        for name, (package, members) in entries.items()
+    }
+    for module in ("command", "curate.benchmark_source"):
+        monkeypatch.setattr(f"fivefold.data.{module}.BENCHMARKS", sources)
+    cache = str(tmp_path / "cache")
+    with pytest.raises(DownloadError, match="found 1 of them; without gone, empty; the first") as e:
+        get_benchmarks(cache, lambda _: None, silent_track, None, hub.address)
+    assert "404" in str(e.value)
+    (folder,) = cached_benchmarks(cache).values()
+    assert [path.name for path in folder.iterdir()] == ["main--test.jsonl.zst"]
+    items = [item for file in find_benchmarks([str(folder)]) for item in read_items(file)]
+    assert [item.prompt for item in items] == ["How many eggs lay the hens of the farm each day?"]
+    # Where nobody answers, only the first is asked for.
+    with pytest.raises(DownloadError, match=r"found 1 of them; without gone, empty"):
+        get_benchmarks(cache, lambda _: None, silent_track, None, "http://127.0.0.1:9")
+
+
+def test_a_cut_benchmark_file_is_named(tmp_path: Path):
+    whole = zstandard.ZstdCompressor().compress(b'{"question": "How many eggs?"}' * 9)
+    (tmp_path / "a.jsonl.zst").write_bytes(whole[:-3])
+    with pytest.raises(CorruptFileError, match=r"zstd frames in .*a\.jsonl\.zst"):
+        list(read_items(*find_benchmarks([str(tmp_path)])))
 
 
 def test_names_that_leave_their_folder_are_refused(tmp_path: Path, hub: Hub):

@@ -2,14 +2,16 @@
 
 import gzip
 import json
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from datatrove.data import Document as Page
 
 from fivefold.data.curate import dedup_step
-from fivefold.data.curate.account import read_accounts
+from fivefold.data.curate.account import QuarantineError, read_accounts
 from fivefold.data.curate.config import CurateConfig, ExtractConfig, MinHashConfig
 from fivefold.data.curate.dclm_baseline import run_dclm_baseline
 from fivefold.data.curate.extract_step import ExtractText, ReadShards
@@ -36,6 +38,7 @@ from fivefold.errors import (
     StorageError,
 )
 from fivefold.text.completer import RefusedError
+from fivefold.text.endpoint import RefusedContentError
 
 SECONDS = 0.1
 English = Callable[[int], str]
@@ -125,6 +128,30 @@ def test_a_text_that_cannot_be_signed_is_quarantined_and_the_others_are_told_apa
     assert left == {"u0", "u1", "u3", "u5", "u6"}
 
 
+def test_more_time_mends_what_failed_for_want_of_it(
+    tmp_path: Path, english: English, monkeypatch: pytest.MonkeyPatch
+):
+    signed = dedup_step.text_signature
+
+    def dawdle(text: str, *rest: Any) -> Any:
+        began = time.process_time()
+        while "slow" in text and time.process_time() - began < 3 * SECONDS:
+            pass
+        return signed(text, *rest)
+
+    monkeypatch.setattr(dedup_step, "text_signature", dawdle)
+    texts = [english(1), english(2) + "\nslow"]
+    shards = find_shards([write_rows(tmp_path, texts)])
+    config = CurateConfig(tasks=1, language=None, heuristics=None, page_seconds=SECONDS)
+    with pytest.raises(QuarantineError, match="PageTimeoutError"):
+        run_dclm_baseline(shards, config, tmp_path / "out")
+    (read,) = (tmp_path / "out").glob("extract-*/documents/*")
+    before = read.stat().st_mtime_ns
+    more = config.model_copy(update={"page_seconds": 60.0})
+    assert run_dclm_baseline(shards, more, tmp_path / "out").summary.documents == 2
+    assert read.stat().st_mtime_ns == before
+
+
 def test_decisions_of_before_traces_are_still_read(tmp_path: Path, english: English):
     shards = find_shards([write_rows(tmp_path, [english(1), english(2)])])
     config = CurateConfig(tasks=1, language=None, heuristics=None)
@@ -179,7 +206,7 @@ ERRORS: tuple[type[FivefoldError], ...] = (
 )
 
 
-@pytest.mark.parametrize("kind", [*ERRORS, CorruptFileError, ValueError])
+@pytest.mark.parametrize("kind", [*ERRORS, CorruptFileError, RefusedContentError, ValueError])
 def test_errors_that_no_page_is_to_blame_for_end_the_step(kind: type[Exception], tmp_path: Path):
     if issubclass(kind, FivefoldError):
         error: Exception = kind(expected="a model", found="none", fix="Install it")

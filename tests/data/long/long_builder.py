@@ -46,7 +46,7 @@ def make_library(
     config = IndexConfig(chunk_tokens=chunk_tokens)
     builder = LibraryBuilder(config, ruler)
     for document in sorted(documents, key=lambda one: one.id):
-        builder.add(document)
+        builder.add(builder.cut(document))
     builder.write(folder)
     return open_library(folder)
 

@@ -5,10 +5,11 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from long_builder import make_document, prose, topic_words
+from long_builder import CacheModel, make_document, prose, topic_words
 
 from fivefold.__main__ import main
 from fivefold.artifact import read_json
@@ -19,6 +20,7 @@ from fivefold.data.curate.shard import find_shards
 from fivefold.data.document import Document, document_writer, read_documents
 from fivefold.data.long.config import LongConfig
 from fivefold.data.long.midtrain_long import METHODS, long_stage_folders, run_midtrain_long
+from fivefold.data.long.scorer import TokenScores
 from fivefold.errors import ConfigError, FivefoldError, MissingFileError
 from fivefold.text.tokenizer import Tokenizer
 
@@ -113,6 +115,40 @@ def test_every_method_accounts_for_every_document(tmp_path: Path, config: LongCo
     # What asks is answered by what tells, and the other way round; nothing else verifies.
     pair = {one.id for one in documents if one.url in ("asks", "tells")}
     assert {one.meta["root"] for one in sequences if one.source == "entropylong"} == pair
+
+
+class Broken(CacheModel):
+    """Fails on a text that it is given."""
+
+    poison: tuple[int, ...] = ()
+
+    def score_tokens(self, rows: Sequence[Sequence[int]]) -> list[TokenScores]:
+        if any(tuple(row[: len(self.poison)]) == self.poison for row in rows):
+            raise ValueError("poisoned")
+        return super().score_tokens(rows)
+
+
+def test_a_document_that_the_model_fails_on_is_quarantined_and_scored_once_it_is_mended(
+    tmp_path: Path, config: LongConfig, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+):
+    documents = [make_document(prose(0, n, 30), str(n)) for n in range(4)]
+    broken = Broken(tokenizer)
+    broken.poison = tuple(tokenizer.encode(documents[2].text)[:20])
+    monkeypatch.setattr("fivefold.data.long.step.open_model", lambda source: broken)
+    methods = dict.fromkeys(set(METHODS) - {"natural", "nextlong"})
+    natural = config.natural and config.natural.model_copy(update={"perplexity_tails": 0.0})
+    only = config.model_copy(update={**methods, "natural": natural})
+    files, out = write(tmp_path, documents), tmp_path / "out"
+    with pytest.raises(QuarantineError, match=r"at step `natural`.*poisoned"):
+        run(files, only, out)
+    (poisoned,) = (read_json(out / "accounts.json") or {})["natural"]["quarantined"]
+    assert poisoned["url"] == "2"
+    assert 'raise ValueError("poisoned")' in poisoned["trace"]
+    (other,) = out.glob("nextlong-*/documents/nextlong-00000.jsonl.zst")
+    written = other.stat().st_mtime_ns
+    broken.poison = (-1,)
+    assert run(files, only, out).accounts["natural"].documents_out == 4
+    assert other.stat().st_mtime_ns == written
 
 
 def test_workers_and_a_kill_do_not_change_the_bytes(

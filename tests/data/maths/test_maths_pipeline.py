@@ -270,6 +270,26 @@ def test_a_scorer_that_does_not_answer_ends_the_run(root: Path, earlier: Path):
         run([root / "pages"], config_for(root, scorer=scorer, distil=few), earlier)
 
 
+def test_a_scorer_that_failed_is_asked_again_once_it_is_mended(
+    root: Path, earlier: Path, monkeypatch: pytest.MonkeyPatch
+):
+    works = score_step.open_scorer
+    for distil in (DistilConfig(max_labels=30, min_labels=20), None):
+        config = config_for(root, distil=distil)
+        monkeypatch.setattr(score_step, "open_scorer", lambda _: Mute())
+        with pytest.raises(ScoringError, match="without a mark"):
+            run([root / "pages"], config, earlier)
+        monkeypatch.setattr(score_step, "open_scorer", works)
+        assert len(documents_of(run([root / "pages"], config, earlier))) >= 24
+
+
+class Mute:
+    """Gives no text a mark."""
+
+    def score(self, texts: Sequence[str]) -> np.ndarray:
+        return np.full(len(texts), math.nan)
+
+
 class Deaf:
     """Marks by length; gives no mark to some lessons and breaks on others."""
 

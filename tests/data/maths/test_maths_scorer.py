@@ -154,7 +154,7 @@ def test_endpoint_takes_the_mean_of_two_orders_and_asks_again_when_they_differ()
     assert len(prompts) == 3
 
 
-def test_endpoint_failures_are_nan_never_zero():
+def test_endpoint_failures_are_nan_never_zero(caplog: pytest.LogCaptureFixture):
     one_bad, _ = scorer_with(lambda _, n: said(["no", '{"score": 2}', '{"score": 3}'][n - 1]))
     assert one_bad.score(["x"]).tolist() == [2.5]
     bad, _ = scorer_with(lambda _, n: said("I would give it a 3."))
@@ -166,6 +166,15 @@ def test_endpoint_failures_are_nan_never_zero():
     )
     assert busy.score(["x"]).tolist() == [5]
     assert len(prompts) == 3
+    long, prompts = scorer_with(
+        lambda prompt, _: httpx.Response(400) if "long" in prompt else said('{"score": 1}'),
+        attempts=3,
+    )
+    marks = long.score(["long", "x"])
+    assert np.isnan(marks[0])
+    assert marks[1] == 1
+    assert len(prompts) == 5
+    assert "3 requests for marks refused, the first: Expected a request" in caplog.text
     refused, _ = scorer_with(lambda _, n: httpx.Response(401, json={"error": {"message": "key"}}))
     with pytest.raises(RefusedError, match="key"):
         refused.score(["x"])

@@ -3,6 +3,7 @@
 import gzip
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import httpx
@@ -25,6 +26,7 @@ from fivefold.data.curate.shard import find_shards
 from fivefold.data.maths.config import ScorerConfig
 from fivefold.data.maths.endpoint import EndpointScorer
 from fivefold.data.maths.score_step import ScoringError
+from fivefold.data.web import label_step
 from fivefold.data.web.config import KnowledgeConfig, KnowledgeLabelConfig
 from fivefold.data.web.entry import book_documents
 from fivefold.data.web.glm5_web import run_glm5_web
@@ -184,6 +186,31 @@ def test_marked_pages_teach_what_facts_look_like_on_pages(tmp_path: Path):
     # What was learned from entries and help alone takes usage for knowledge, or history for none.
     alone = sum(found[0]["history"]) - sum(found[0]["rare"])
     assert alone < 15
+
+
+class Mute:
+    """Gives no text a mark."""
+
+    def score(self, texts: Sequence[str]) -> np.ndarray:
+        return np.full(len(texts), math.nan)
+
+
+def test_a_labeller_that_failed_is_asked_again_once_it_is_mended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    rows = write_rows(tmp_path / "rows.jsonl.zst", documents(rare, 40, "rare"))
+    label = KnowledgeLabelConfig(max_documents=20, percentiles=(0.0, 1.0))
+    knowledge = KnowledgeConfig(label=label, share=0.2)
+    config = small_config(
+        write_references(tmp_path / "reference"), knowledge=knowledge, embedding=None
+    )
+    shards, out = find_shards([rows]), tmp_path / "out"
+    monkeypatch.setattr(label_step, "open_labeller", lambda _: Mute())
+    with pytest.raises(ScoringError, match="without a mark"):
+        run_glm5_web(shards, config, out)
+    assert list(out.glob("score-*"))
+    monkeypatch.setattr(label_step, "open_labeller", open_labeller)
+    assert run_glm5_web(shards, config, out).documents
 
 
 def test_a_labeller_that_fails_too_often_is_an_error(tmp_path: Path):
