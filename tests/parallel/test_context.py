@@ -43,8 +43,12 @@ def test_five_steps_equal_one_process(pair: Team, mode: Mode) -> None:
 @pytest.mark.parametrize(
     ("mode", "config"),
     [
-        ("dense", ParallelConfig(cp=4, cp_form="heads", ranks_per_node=2)),
-        ("sparse", CP4),
+        pytest.param(
+            "dense",
+            ParallelConfig(cp=4, cp_form="heads", ranks_per_node=2),
+            marks=pytest.mark.slow,
+        ),
+        pytest.param("sparse", CP4, marks=pytest.mark.slow),
         ("warm_up", ParallelConfig(dp=2, cp=2, cp_order="zigzag")),
         ("sparse", ParallelConfig(dp=2, cp=2, cp_form="heads")),
     ],
@@ -163,7 +167,12 @@ def test_loss_and_gradients_equal_one_process(
 
 
 @pytest.mark.parametrize(
-    ("change", "form"), [("", "latents"), ("", "heads"), ("narrow", "latents")]
+    ("change", "form"),
+    [
+        pytest.param("", "latents", marks=pytest.mark.slow),
+        pytest.param("", "heads", marks=pytest.mark.slow),
+        ("narrow", "latents"),
+    ],
 )
 def test_rows_longer_than_a_mask_equal_one_process(pair: Team, change: str, form: Form) -> None:
     setting = Setting()

@@ -69,7 +69,7 @@ def test_loss_and_all_gradients_equal_one_process(
 @pytest.mark.parametrize(
     ("mode", "config"),
     [
-        ("sparse", ParallelConfig(cp=2, tp=2, ep=2)),
+        pytest.param("sparse", ParallelConfig(cp=2, tp=2, ep=2), marks=pytest.mark.slow),
         pytest.param("warm_up", LATENTS, marks=pytest.mark.slow),
         pytest.param("dense", ParallelConfig(cp=2, tp=2, ep=4), marks=pytest.mark.slow),
         pytest.param("sparse", HEADS, marks=pytest.mark.slow),

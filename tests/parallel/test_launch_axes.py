@@ -26,6 +26,7 @@ EP2 = ParallelConfig(dp=2, ep=2)
 CP2 = ParallelConfig(cp=2)
 
 
+@pytest.mark.slow
 def test_a_training_that_moves_from_mesh_to_mesh_equals_one_process(
     pair: Team, tmp_path: Path
 ) -> None:

@@ -215,6 +215,7 @@ def resume(
     return run.end(run.take_steps(range(2, 5)))
 
 
+@pytest.mark.slow
 def test_training_goes_on_on_any_mesh(pair: Team, four: Team, tmp_path: Path) -> None:
     setting = Setting(mode="sparse")
     whole = train_alone(setting, 5)

@@ -92,9 +92,11 @@ def load(world: World, config: ParallelConfig, directory: Path) -> dict[str, Ten
 @pytest.mark.parametrize(
     ("before", "after"),
     [
-        (ParallelConfig(dp=2, zero=1), ParallelConfig(dp=2, zero=2)),
+        pytest.param(
+            ParallelConfig(dp=2, zero=1), ParallelConfig(dp=2, zero=2), marks=pytest.mark.slow
+        ),
         (ParallelConfig(dp=2, zero=2), ParallelConfig(fsdp=2)),
-        (ParallelConfig(fsdp=2), ParallelConfig(dp=2, zero=0)),
+        pytest.param(ParallelConfig(fsdp=2), ParallelConfig(dp=2, zero=0), marks=pytest.mark.slow),
     ],
     ids=["zero1_to_zero2", "zero2_to_fsdp", "fsdp_to_zero0"],
 )
@@ -114,6 +116,7 @@ def test_another_mesh_goes_on_exactly(
         assert furthest(found, wanted)[0] <= 1e-10
 
 
+@pytest.mark.slow
 def test_four_ranks_go_on_where_two_stopped(pair: Team, four: Team, tmp_path: Path) -> None:
     wanted = train_and_save(ALONE, ALONE_CONFIG, tmp_path / "alone", 0, 3)
     pair.run(train_and_save, ParallelConfig(dp=2, async_save=False), tmp_path / "state", 0, 2)
