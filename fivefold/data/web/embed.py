@@ -6,17 +6,16 @@ download), an endpoint, or a model that a factory of another room opens, for thi
 torch. A factory travels to worker processes as a string.
 """
 
-import importlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fivefold.data.factory import load_factory
 from fivefold.data.long.scorer import Embedder
 from fivefold.data.long.vectors import HashedTfidf, content_words
 from fivefold.data.web.config import EmbedConfig
-from fivefold.errors import ConfigError
 
 _TEXTS_AT_ONCE = 32
 
@@ -76,24 +75,7 @@ def open_embedder(config: EmbedConfig, frequencies: Mapping[str, int], count: in
 
         return EndpointEmbedder(config.url, config.model)
     if config.factory:
-        return open_factory(config.factory)(config.model)
+        return load_factory(config.factory, "embed.factory")(config.model)
     most = max(1.0, config.max_document_share * count)
     kept = {word: times for word, times in frequencies.items() if times <= most}
     return HashedTfidf(kept, count, config.dimensions)
-
-
-def open_factory(place: str) -> Callable[[str], Embedder]:
-    """Return the function `MODULE:FUNCTION`.
-
-    Raises:
-        ConfigError: no such module or function.
-    """
-    module, _, name = place.partition(":")
-    try:
-        return getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ConfigError(
-            expected="`embed.factory` to be MODULE:FUNCTION",
-            found=f"{place!r}: {error}",
-            fix="Correct it; the module must be importable, for example through PYTHONPATH",
-        ) from error
